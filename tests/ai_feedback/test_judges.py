@@ -34,7 +34,6 @@ from alignkit_plugins.ai_feedback.prompts import (
     NO_LINE,
     TOO_LONG,
     pair,
-    pair_in_words,
     rating,
     transcript,
 )
@@ -178,7 +177,7 @@ PAYLOADS = yaml.safe_load(r"""
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_candidates_cannot_leave_their_fence(payload: str) -> None:
-    (question,) = pair(OWN, (PROMPT, payload, "is 1"), 0, "Shorter is better {second}.")
+    (question,) = pair(OWN, (PROMPT, payload, "is 1"), 0, "Shorter is better {second}.").for_token
     found = FENCED.findall(question["content"])
     (nonce,) = {nonce for nonce, _ in found}
     assert len(found) == 3 and nonce not in payload  # no fence of the candidate's counts as one
@@ -189,12 +188,12 @@ def test_candidates_cannot_leave_their_fence(payload: str) -> None:
 
 def test_the_code_of_a_fence_is_reproducible_and_depends_on_everything() -> None:
     def code(first: str, second: str, seed: int = 0) -> str:
-        (question,) = pair(OWN, (PROMPT, first, second), seed, "")
+        (question,) = pair(OWN, (PROMPT, first, second), seed, "").for_token
         return str(FENCED.findall(question["content"])[0][0])
 
     assert code("a", "b") == code("a", "b")
     assert len({code("a", "b"), code("b", "a"), code("a", "c"), code("a", "b", seed=1)}) == 4
-    assert pair_in_words(OWN, BETTER, 0, "").code != pair_in_words(OWN, WORSE, 0, "").code
+    assert pair(OWN, BETTER, 0, "").code != pair(OWN, WORSE, 0, "").code
     turns = [*PROMPT, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "why"}]
     assert transcript(turns) == "user: Which {first} is it?\n\nassistant: yes\n\nuser: why"
 
@@ -245,7 +244,7 @@ OTHERS = yaml.safe_load(r"""
 )
 @pytest.mark.parametrize("reply", WAYS)
 def test_ways_to_write_the_line(reply: str) -> None:
-    assert read(pair_in_words(OWN, BETTER, 0, ""), reply) == (1.0, "")
+    assert read(pair(OWN, BETTER, 0, ""), reply) == (1.0, "")
 
 
 @pytest.mark.silent_bug(
@@ -256,7 +255,7 @@ def test_ways_to_write_the_line(reply: str) -> None:
 )
 @pytest.mark.parametrize(("end", "reply", "reason"), OTHERS)
 def test_other_replies_are_missing_with_a_reason(end: str, reply: Any, reason: str) -> None:
-    found, why = read(pair_in_words(OWN, BETTER, 0, ""), reply, end)
+    found, why = read(pair(OWN, BETTER, 0, ""), reply, end)
     assert found is None and why.startswith(reason)
 
 
@@ -299,7 +298,7 @@ def test_a_server_that_thinks_is_asked_in_both_orders(tmp_path: Path) -> None:
 def test_what_a_rating_is_asked_by() -> None:
     def text(rubric: Any, **options: Any) -> str:
         found = rating(LocalJudge.Options(**options), (PROMPT, "is 7"), 0, rubric)
-        return str(found.messages[0]["content"])
+        return str(found.for_words[0]["content"])
 
     own = text("", reasons=True)
     assert "You rate a response to a conversation. A good response is helpful" in own

@@ -9,10 +9,9 @@ its reply counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict
 
@@ -26,22 +25,17 @@ from alignkit_plugins.ai_feedback.prompts import (
     Asking,
     Question,
     pair,
-    pair_in_words,
     rating,
-    rating_token,
 )
 from alignkit_plugins.ai_feedback.writer import (
     NO_LOGPROBS,
-    PolicyWriter,
+    Check,
     Server,
-    ServerWriter,
     Written,
     fault_of,
+    writer_of,
 )
 from alignkit_plugins.servers.remote import key_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 START, RATED = "Preferred Response=", "Rating="  # the local judge's turn begins so
 
@@ -108,40 +102,58 @@ class ModelJudge(Judge):
     options: Asking
 
     @property
+    def who(self) -> str | Server:
+        """A policy of the run, or a model on a server."""
+        raise NotImplementedError
+
+    @property
     def scale(self) -> tuple[float, float]:
         return self.options.scale
 
+    def prepare(self, context: Context) -> None:
+        super().prepare(context)
+        self._writer = writer_of(context, "openai_judge", self.who, {"temperature": 0})
+
     def compare(self, items: Sequence[Item], rubric: Rubric = "") -> list[Verdict]:
-        options, seed = self.options, self.context.seed
         both, answers = list(items), list[Answer]()
         for prompt, first, second in items:
             both.append((prompt, second, first))
-        if options.reasons:
-            questions = [pair_in_words(options, item, seed, rubric) for item in both]
-            for question, written in zip(questions, self.replies(questions), strict=True):
-                p, reason = question.value(written)
-                one, two = log(p or 0.0), log(1 - (p or 0.0))
-                answers.append(Answer(one, two, reason, written.tokens))
-        elif both:
-            answers = self.tokens([pair(options, item, seed, rubric) for item in both])
-        return verdicts_of(answers, options.min_mass)
+        questions = [pair(self.options, item, self.context.seed, rubric) for item in both]
+        if not self.options.reasons:
+            return verdicts_of(self.tokens(questions), self.options.min_mass)
+        for question, written in zip(questions, self._replies(questions), strict=True):
+            p, reason = question.value(written)
+            one, two = log(p or 0.0), log(1 - (p or 0.0))
+            answers.append(Answer(one, two, reason, written.tokens))
+        return verdicts_of(answers, self.options.min_mass)
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
-        questions, ratings = [], []
-        for item in items:
-            questions.append(rating(self.options, item, self.context.seed, rubric))
-        for question, written in zip(questions, self.replies(questions), strict=True):
+        ratings, questions = [], self._ratings(items, rubric)
+        for question, written in zip(questions, self._replies(questions), strict=True):
             score, reason = question.value(written)
             ratings.append(Rating(score, reason, 1, written.tokens))
         return ratings
 
-    def tokens(self, questions: Sequence[Sequence[Message]]) -> list[Answer]:
+    def _ratings(self, items: Sequence[Rated], rubric: Rubric) -> list[Question]:
+        return [rating(self.options, item, self.context.seed, rubric) for item in items]
+
+    def tokens(self, questions: Sequence[Question]) -> list[Answer]:
         """The answers to questions of one token."""
         raise NotImplementedError
 
-    def replies(self, questions: Sequence[Question]) -> list[Written]:
+    def _replies(self, questions: Sequence[Question]) -> list[Written]:
         """The replies in words, the likeliest ones."""
-        raise NotImplementedError
+        return self._written(
+            [question.for_words for question in questions],
+            self.options.max_tokens,
+            lambda place, written: questions[place].value(written)[1],
+        )
+
+    def _written(
+        self, questions: Sequence[Sequence[Message]], most: int, check: Check, **more: bool
+    ) -> list[Written]:
+        groups = [Group(tuple(question)) for question in questions]
+        return self._writer.write(groups, most, self.context.seed, check=check, **more)
 
 
 class LocalJudge(ModelJudge):
@@ -162,44 +174,40 @@ class LocalJudge(ModelJudge):
 
     options: Options
 
-    def tokens(self, questions: Sequence[Sequence[Message]]) -> list[Answer]:
+    @property
+    def who(self) -> str:
+        return self.options.role
+
+    def tokens(self, questions: Sequence[Question]) -> list[Answer]:
         answers = []
-        for one, two in self._logprobs(questions, ANSWERS, START).tolist():
+        for one, two in self._logprobs(questions, ANSWERS, START):
             answers.append(Answer(reason=TOO_LONG) if math.isnan(one) else Answer(one, two))
         return answers
-
-    def replies(self, questions: Sequence[Question]) -> list[Written]:
-        if not questions:
-            return []
-        writer = PolicyWriter(self.context, self.options.role, {"temperature": 0.0})
-        groups = question_groups(question.messages for question in questions)
-        return writer.write(groups, self.options.max_tokens, self.context.seed)
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
         """Ratings; without reasons, the mean rating by its first token's probability (RLAIF,
         section 2.2.2).
         """
-        if self.options.reasons or not items:
+        if self.options.reasons:
             return super().rate(items, rubric)
         low, high = self.options.scale
-        numbers, questions, ratings = list(range(low, high + 1)), [], []
-        for item in items:
-            questions.append(rating_token(self.options, item, self.context.seed, rubric))
-        for row in self._logprobs(questions, list(map(str, numbers)), RATED).tolist():
+        numbers, ratings = list(range(low, high + 1)), []
+        for row in self._logprobs(self._ratings(items, rubric), list(map(str, numbers)), RATED):
             ratings.append(_mean_rating(row, numbers, self.options.min_mass))
         return ratings
 
     def _logprobs(
-        self, questions: Sequence[Sequence[Message]], answers: Sequence[str], prefill: str
-    ) -> Tensor:
-        """Log-probabilities of the answers' first tokens, in nats: float [questions, answers]; NaN
-        if a question does not fit.
+        self, questions: Sequence[Question], answers: Sequence[str], prefill: str
+    ) -> list[list[float]]:
+        """Log-probabilities of the answers' first tokens, in nats: [questions, answers]; NaN if a
+        question does not fit.
         """
-        model = self.context.models[self.options.role]
+        model, asked = self.context.models[self.who], [each.for_token for each in questions]
         try:
-            return model.next_token_logprobs(questions, list(answers), prefill=prefill)
+            found = model.next_token_logprobs(asked, list(answers), prefill=prefill)
         except SameFirstToken as error:
             raise RunFailed(f"local_judge: {error}\nhelp: set 'reasons: true'") from None
+        return list(found.tolist())
 
 
 def _mean_rating(logprobs: Sequence[float], numbers: Sequence[int], min_mass: float) -> Rating:
@@ -232,32 +240,19 @@ class OpenAIJudge(ModelJudge):
 
     options: Options
 
+    @property
+    def who(self) -> Server:
+        return self.options.server
+
     def check(self, folder: Path) -> None:
-        key_of("openai_judge", self.options.server)
+        key_of("openai_judge", self.who)
 
-    def prepare(self, context: Context) -> None:
-        super().prepare(context)
-        server = self.options.server
-        self._writer = ServerWriter(context, "openai_judge", server, {"temperature": 0})
-
-    def tokens(self, questions: Sequence[Sequence[Message]]) -> list[Answer]:
+    def tokens(self, questions: Sequence[Question]) -> list[Answer]:
         def unusable(place: int, written: Written) -> str:
             return answer_in(written).unusable(self.options.min_mass)
 
-        groups = question_groups(questions)
-        return list(map(answer_in, self._writer.write(groups, 1, 0, logprobs=True, check=unusable)))
-
-    def replies(self, questions: Sequence[Question]) -> list[Written]:
-        def unusable(place: int, written: Written) -> str:
-            return questions[place].value(written)[1]
-
-        groups = question_groups(question.messages for question in questions)
-        return self._writer.write(groups, self.options.max_tokens, 0, check=unusable)
-
-
-def question_groups(questions: Iterable[Sequence[Message]]) -> list[Group]:
-    """Questions as conversations."""
-    return [Group(tuple(question)) for question in questions]
+        asked = [question.for_token for question in questions]
+        return list(map(answer_in, self._written(asked, 1, unusable, logprobs=True)))
 
 
 def answer_in(written: Written) -> Answer:

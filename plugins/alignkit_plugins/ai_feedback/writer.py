@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
-from typing import Any, Protocol
+from typing import Any
 
 from alignkit import Context, Field, Group, Message, RunFailed, SamplingOptions, StepContext, seeds
 from alignkit.contract.reward import Progress, no_progress
@@ -77,27 +77,12 @@ def spoken(text: str, truncated: bool, **more: Any) -> Written:
     return Written(answer.strip(), truncated, "" if answer.strip() else EMPTY, **more)
 
 
-class Writer(Protocol):
-    """A model that continues conversations. name: of a policy, or of the model on its server.
-
-    origin: who it is, for rows.
-    """
-
-    name: str
-    origin: dict[str, Any]
-
-    def write(
-        self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1
-    ) -> list[Written]:
-        """What it says next in each, in order; several samples of one come one after the other.
-
-        most: tokens.
-        """
-        ...
-
-
 class PolicyWriter:
-    """A policy of this run. sampling: as in training; how long a text may be is said each time."""
+    """A policy of this run that continues conversations.
+
+    name: the policy's. origin: who it is, for rows. sampling: as in training; how long a text may be
+    is said each time.
+    """
 
     def __init__(self, context: Context, role: str, sampling: Mapping[str, Any]):
         self.name, self.origin = role, {"policy": role, "seed": context.seed}
@@ -106,8 +91,12 @@ class PolicyWriter:
         self._sampling.pop("max_new_tokens", None)
 
     def write(
-        self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1
+        self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1, **told: Any
     ) -> list[Written]:
+        """What it says next in each, in order; several samples of one come one after the other.
+
+        most: tokens. told: what only a server needs to know.
+        """
         sampling = {"samples_per_prompt": samples, "max_new_tokens": most, **self._sampling}
         sampling["min_new_tokens"] = min(sampling.get("min_new_tokens", 0), most)
         written: list[Written] = []
@@ -128,7 +117,9 @@ def fault_of(place: int, written: Written) -> str:
 
 
 class ServerWriter:
-    """Asks a chat-completions endpoint. name: of the step, for messages and the file of replies."""
+    """Asks a chat-completions endpoint. name: in the constructor of the step, for messages and the
+    file of replies; then of the model.
+    """
 
     def __init__(self, context: Context, name: str, options: Server, sampling: Mapping[str, Any]):
         self.name, self._context, self._options = options.model, context, options
@@ -150,7 +141,7 @@ class ServerWriter:
         logprobs: bool = False,
         check: Check = fault_of,
     ) -> list[Written]:
-        """See `Writer.write`. Raises RunFailed if none of the first questions has a reply of use,
+        """See `PolicyWriter.write`. Raises RunFailed if none of the first questions has a reply of use,
         all for the same reason.
         """
         terms = self._sampling | {"max_tokens": most}
@@ -232,10 +223,12 @@ def _likeliest(choice: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 # Steps that ask
 
+Writer = PolicyWriter | ServerWriter
+
 
 def writer_of(
     context: Context, name: str, who: str | Server, sampling: Mapping[str, Any]
-) -> PolicyWriter | ServerWriter:
+) -> Writer:
     """A policy or a model on a server. name: of the step."""
     if isinstance(who, Server):
         return ServerWriter(context, name, who, sampling)
