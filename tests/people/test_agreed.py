@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import event, opened, pair, ranking, several, side
+from stores import event, opened, pair, ranking, reviewed, several, side
 
 from alignkit.cli import main
 from alignkit.evaluation.statistics import interval_text
@@ -77,7 +77,9 @@ def test_rankings_are_comparisons_of_two_responses(tmp_path: Path) -> None:
 
 
 def test_the_report_of_a_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """One sentence, and a line per person; the JSON has all questions."""
+    """One sentence, and a line per person; the JSON has all questions, and why some items teach
+    nothing.
+    """
     rows = [(pair(f"prompt {n}"), {**AGAINST, "bob": side("AB"[n % 3 == 0])}) for n in range(12)]
     rows.append((pair("known", gold={"better": 0}), {}))
     path = store_of(tmp_path, *rows).path
@@ -88,10 +90,36 @@ def test_the_report_of_a_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert main(["labels", str(path), "--json"]) == 0
     result = json.loads(capfd.readouterr().out)["result"]
     (which,) = result["agreement"]
-    assert result["tasks"] == {
-        "pair": {"items": 13, "labels": 24, "read by recipes": 13, "gold": 1}
-    }
+    assert result["tasks"] == {"pair": {"items": 13, "labels": 24, "learned from": 9, "gold": 1}}
+    assert result["not_learned_from"] == {"tied": 4}
+    assert "not learned from: tied: 4" in said
     assert which["same"]["mean"] == pytest.approx(8 / 12)
+
+
+SAID = """
+base good 2 50% [9, 91]
+base off_task 1 0% [
+base invented 1 100% [
+base harmful 1 0% [
+base unsuited 1 0% [
+run/ppo good 1 0% [
+run/ppo harmful 1 100% [
+"""
+
+
+def test_what_people_say_of_each_policy(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Thumbs of what they typed, and flags; not of an answer on which as many say the opposite."""
+    flagged = {"ann": reviewed([1, 2], [4, 4], ["invented"], ["harmful"])}
+    rows: list[Labels] = [(several("review", "r", 2, origins=("base", "run/ppo")), flagged)]
+    typed = [("base", "a", {"ann": True}), ("base", "b", {"ann": False})]
+    typed += [("run/ppo", "c", {"ann": False}), ("run/ppo", "d", {"ann": False, "bob": True})]
+    for policy, text, given in typed:
+        said = {who: {"good": good} for who, good in given.items()}
+        rows.append((several("thumb", text, 1, origins=(policy,)), said))
+    assert main(["labels", str(store_of(tmp_path, *rows).path)]) == 0
+    lines = [" ".join(line.split()) for line in capfd.readouterr().out.splitlines()]
+    for row in SAID.strip().splitlines():
+        assert any(line.startswith(row) for line in lines), row
 
 
 def test_fifty_items_say_how_far_people_agree() -> None:

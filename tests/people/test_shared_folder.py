@@ -184,7 +184,7 @@ def test_merging_and_showing(made: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert main(["labels", str(into), "--json"]) == 0
     facts = json.loads(capfd.readouterr().out)["result"]
     # Of seven pairs one is retired and one flagged, and Bob has labeled one that Ann has labeled
-    expected = {"items": 7, "labels": 8, "read by recipes": 5, "gold": 0}
+    expected = {"items": 7, "labels": 8, "learned from": 5, "gold": 0}
     assert facts["tasks"]["pair"] == expected
     assert main(["labels", "missing.feedback"]) == 4
 

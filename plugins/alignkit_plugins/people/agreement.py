@@ -9,7 +9,7 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from alignkit import Reader
 from alignkit.contract.report import Table
@@ -24,7 +24,7 @@ from alignkit.evaluation.statistics import (
 )
 from alignkit_plugins.compare.comparison import units_of
 from alignkit_plugins.people.items import Item
-from alignkit_plugins.people.labels import Label, gaps
+from alignkit_plugins.people.labels import Consent, Flag, Label, gaps
 from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.votes import Labeled, labeled, labeled_groups
 
@@ -119,10 +119,13 @@ def sentence(facts: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def people_table(facts: Sequence[Mapping[str, Any]], title: str, about: Mapping[str, str]) -> Table:
-    """How often the others say the same as each person, and how often it is the gold label. about:
-    what people say of themselves.
+def people_table(
+    facts: Sequence[Mapping[str, Any]], title: str, said: Mapping[str, Consent]
+) -> Table:
+    """How often the others say the same as each person, and how often it is the gold label, and
+    what people who agree to share it say of themselves.
     """
+    about = {who: consent.about for who, consent in said.items()}
     heads = ["task", "annotator", "items", "same as others", "right on gold items"]
     heads += ["about"] * any(about.values())
     rows = []
@@ -134,6 +137,28 @@ def people_table(facts: Sequence[Mapping[str, Any]], title: str, about: Mapping[
             known = each["question"], who, str(person["items"])
             rows.append([*known, *shares, about.get(who, "")][: len(heads)])
     return Table(title, heads, rows, keys=2)
+
+
+def said_of_sources(entries: Sequence[Labeled]) -> Table:
+    """How often people find the answers of each source good, or flag them, such as those of a policy
+    that people attacked. The unit of the intervals is a prompt.
+    """
+    cases: dict[tuple[str, str], list[tuple[bool, int]]] = defaultdict(list)
+    units = units_of(entry.stored.item.group for entry in entries)
+    for unit, entry in zip(units, entries, strict=True):
+        task = entry.stored.item.task
+        for group in labeled_groups(entry) if entry.counts else ():
+            for place, answer in enumerate(group.responses):
+                source = answer.source or "-"
+                if task == "thumb":
+                    cases[source, "good"].append((bool(answer.label), unit))
+                for flag in get_args(Flag) if task == "review" else ():
+                    cases[source, flag].append((flag in group.meta["flags"][place], unit))
+    rows = []
+    for (source, word), own in cases.items():
+        share = interval_text(_share(own), percent=True)
+        rows.append([source, word, str(len(own)), share])
+    return Table("Answers", ["source", "people say", "answers", "share"], rows, keys=2)
 
 
 # What recipes read

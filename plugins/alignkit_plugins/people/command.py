@@ -229,23 +229,33 @@ def report(context: typer.Context, store: StoreFile) -> Result | None:
     if context.invoked_subcommand is not None:
         return None
     from alignkit.contract.report import Report, Table
-    from alignkit_plugins.people.agreement import agreement, people_table, sentence
+    from alignkit_plugins.people.agreement import (
+        agreement,
+        people_table,
+        said_of_sources,
+        sentence,
+    )
     from alignkit_plugins.people.store import Store
-    from alignkit_plugins.people.votes import abouts, labeled
+    from alignkit_plugins.people.votes import consents, labeled
 
     with Store.open(store) as opened:
-        entries, about = labeled(opened), abouts(opened)
+        entries, said = labeled(opened), consents(opened)
     tasks: dict[str, Counter[str]] = defaultdict(Counter)
+    unused = Counter[str]()
     for entry in entries:
+        why = entry.left_out or "tied" * entry.is_tied
+        counts = {"items": 1, "labels": len(entry.votes), "learned from": int(not why)}
         item = entry.stored.item
-        counts = {"items": 1, "labels": len(entry.votes), "read by recipes": int(entry.counts)}
         tasks[item.task].update({**counts, "gold": int(item.gold is not None)})
+        unused[why] += 1
+    del unused[""]
     agreed = agreement(entries)
-    facts = {"store": str(store), "tasks": tasks, "agreement": agreed}
+    facts = {"store": str(store), "tasks": tasks, "not_learned_from": unused, "agreement": agreed}
     rows = [[task, *map(str, counts.values())] for task, counts in tasks.items()]
-    items = Table("Items", ["task", "items", "labels", "read by recipes", "gold"], rows)
-    people = replace(people_table(agreed, "People", about), note=sentence(agreed))
-    tables = [table for table in (items, people) if table.rows]
+    note = "\n".join(f"not learned from: {why}: {count}" for why, count in unused.items())
+    items = Table("Items", ["task", "items", "labels", "learned from", "gold"], rows, note=note)
+    people = replace(people_table(agreed, "People", said), note=sentence(agreed))
+    tables = [table for table in (items, people, said_of_sources(entries)) if table.rows]
     return reported(Report([str(store), *tables]), "labels", facts)
 
 

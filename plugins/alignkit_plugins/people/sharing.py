@@ -25,7 +25,7 @@ from alignkit_plugins.formats.layouts import LAYOUTS
 from alignkit_plugins.people.agreement import agreement, people_table, sentence
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import SUFFIX, Store, Stored
-from alignkit_plugins.people.votes import Labeled, abouts, consents, labeled, labeled_groups
+from alignkit_plugins.people.votes import Labeled, consents, labeled, labeled_groups
 from alignkit_plugins.text.personal import examples, mapped, redact
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -146,7 +146,7 @@ def share(store: Store, shared: Store, license: str) -> list[str]:
     Annotators need to have agreed, and not to have withdrawn, when the export is made. A pseudonym
     is the same in every export of a store, and does not reveal the name.
     """
-    agreed = {name for name, granted in consents(store).items() if granted}
+    agreed = {name for name, said in consents(store).items() if said.granted}
     everything, salt = store.events(), store.salt
     events = [event for event in everything if event.annotator in agreed]
     labels = {event.item for event in events if event.kind == "label"}
@@ -242,12 +242,10 @@ def data_set_card(store: Store, layouts: Sequence[str]) -> str:
     votes = Counter[str]()
     for entry in entries:
         votes.update(vote.annotator for vote in entry.votes)
-    thanked = {}
-    for event in store.effective("consent"):
-        thanked[event.annotator] = event.payload.get("credit", "")
-    credited = [[name, str(votes[who])] for who, name in sorted(thanked.items()) if name]
+    said = consents(store)
+    credited = [[each.credit, str(votes[who])] for who, each in sorted(said.items()) if each.credit]
     tables = [
-        people_table(facts, "annotators", abouts(store)),
+        people_table(facts, "annotators", said),
         Table("Contributors", ["who", "labels"], credited),
     ]
     shown = Report([sentence(facts), *(table for table in tables if table.rows)]).markdown()

@@ -23,7 +23,7 @@ from typing import get_args
 
 from alignkit import BadRow, Group, Pair, Response
 from alignkit.data.group import with_responses
-from alignkit_plugins.people.labels import Flag, Label, agrees, canonical, gaps, level
+from alignkit_plugins.people.labels import Consent, Flag, Label, agrees, canonical, gaps, level
 from alignkit_plugins.people.store import Event, Store, Stored
 
 FEWEST = 5  # answers to gold items that decide about a person
@@ -67,10 +67,26 @@ class Labeled:
         return any(agrees(one.label, two.label) is False for one, two in pairs)
 
     @property
+    def left_out(self) -> str:
+        """Why no recipe reads the item; empty if one does."""
+        if self.stored.retired:
+            return "changed since"
+        if self.withdrawn:
+            return "consent withdrawn"
+        if self.flags:
+            return "flagged"
+        return "" if self.labels else "without labels"
+
+    @property
     def counts(self) -> bool:
         """Whether a recipe reads the item."""
-        left_out = self.stored.retired or self.withdrawn or self.flags
-        return not left_out and bool(self.labels)
+        return not self.left_out
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether its labels say nothing that could be learned."""
+        groups = labeled_groups(self)
+        return all(group.pairs == () and "overall" not in group.meta for group in groups)
 
 
 def labeled(store: Store, items: Iterable[str] | None = None) -> list[Labeled]:
@@ -100,27 +116,20 @@ def labeled(store: Store, items: Iterable[str] | None = None) -> list[Labeled]:
     return [entries[name] for name in (entries if items is None else dict.fromkeys(items))]
 
 
-def consents(store: Store) -> dict[str, bool]:
-    """Whether each annotator, when last asked, agreed that the labels are shared; absent if never
-    asked.
-    """
-    return {event.annotator: event.payload["granted"] for event in store.effective("consent")}
-
-
-def abouts(store: Store) -> dict[str, str]:
-    """What people who agree to share it say of themselves."""
-    return {event.annotator: event.payload.get("about", "") for event in store.effective("consent")}
+def consents(store: Store) -> dict[str, Consent]:
+    """What each annotator last said about sharing; absent if never asked."""
+    return {event.annotator: Consent(**event.payload) for event in store.effective("consent")}
 
 
 def withdrawn(store: Store) -> set[str]:
     """The annotators who took their consent back: their labels count nowhere, and nobody learns
     from their prompts.
     """
-    agreed = set()
+    agreed, latest = set(), consents(store)
     for event in store.effective("consent"):
         if event.payload["granted"]:
             agreed.add(event.annotator)
-    return {name for name, granted in consents(store).items() if name in agreed and not granted}
+    return {name for name in agreed if not latest[name].granted}
 
 
 # People whose labels count
