@@ -83,7 +83,7 @@ def test_labels_that_are_refused(
     ada: Page, store: Store, change: dict[str, Any], said: str
 ) -> None:
     answer = ada.post("submit", {**ada.event(ada.next()["item"], side("A")), **change})
-    assert answer.status_code == 422 and said in answer.json()["error"]
+    assert answer.status_code == 422 and said in answer.json()["error"]["message"]
     assert store.events() == []
 
 
@@ -94,12 +94,12 @@ def test_a_store_that_cannot_be_written_is_said_and_the_label_can_be_sent_again(
     with monkeypatch.context() as patch:
         patch.setattr(Store, "submit", lambda *asked: (_ for _ in ()).throw(DataError("disk full")))
         answer = ada.post("submit", event)
-    assert answer.status_code == 503 and "disk full" in answer.json()["error"]
+    assert answer.status_code == 503 and "disk full" in answer.json()["error"]["message"]
     store.connection.execute("PRAGMA busy_timeout = 10")
     other = sqlite3.connect(store.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     answer = ada.post("submit", event)
-    assert answer.status_code == 503 and "locked" in answer.json()["error"]
+    assert answer.status_code == 503 and "locked" in answer.json()["error"]["message"]
     other.close()
     assert ada.post("submit", event).status_code == 200 and len(store.events()) == 1
 

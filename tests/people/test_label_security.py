@@ -151,7 +151,7 @@ def test_bodies_that_are_none(site: Any, body: str | bytes) -> None:
     ada = visit(*site[:2])
     headers = {"origin": ADDRESS, "x-csrf-token": ada.csrf, "content-type": "application/json"}
     answer = ada.client.post("/api/label/submit", content=body, headers=headers)
-    assert answer.status_code == 422 and answer.json()["error"]
+    assert answer.status_code == 422 and answer.json()["error"]["message"]
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_request(site: Any) -> None:

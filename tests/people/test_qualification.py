@@ -47,7 +47,7 @@ def test_gold_items_come_first_and_who_knows_them_labels_on(store: Store) -> Non
     assert not is_gold(store, early["id"])
     ada = visit(*application(store, qualify=5))
     refused = ada.post("submit", ada.event(early, side("A")))
-    assert "some other items come first" in refused.json()["error"]
+    assert "some other items come first" in refused.json()["error"]["message"]
     assert "The first 5 items have known answers" in ada.next()["notice"]
     slip = answer(ada, "poor")
     assert ada.undo(slip["uuid"]).status_code == 200
@@ -72,9 +72,13 @@ def test_who_fails_sees_why_and_labels_nothing(store: Store, wrong: str) -> None
         answer(bob, "good")
     item = bob.next()["item"]  # the same message from a page that ada has not reloaded
     refused = ada.post("submit", ada.event(item, side("A")))
-    assert refused.status_code == 422 and "nothing more to label" in refused.json()["error"]
+    assert (
+        refused.status_code == 422 and "nothing more to label" in refused.json()["error"]["message"]
+    )
     again = ada.undo(said[1]["uuid"])
-    assert again.status_code == 422 and "cannot be answered again" in again.json()["error"]
+    assert (
+        again.status_code == 422 and "cannot be answered again" in again.json()["error"]["message"]
+    )
     of_ada = [event.item for event in store.events() if event.annotator == "ada"]
     assert all(is_gold(store, str(item)) for item in of_ada)
 

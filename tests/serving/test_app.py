@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from alignkit.errors import OutOfResource
 from alignkit_plugins.people.votes import labeled
 from alignkit_plugins.servers.server import Address
 from alignkit_plugins.serving.policy import Policy, bytes_of
+from alignkit_plugins.serving.serve_app import IGNORED
 from tests.patience import PATIENCE
 from tests.people.pages import left_in_the_middle
 from tests.rows import cells, user
@@ -273,8 +275,12 @@ def test_a_conversation_that_is_too_long_is_refused(server: Server) -> None:
 def test_wrong_places_are_refused(server: Server) -> None:
     places = [("/v1/chat", {}), ("/v1/completions", {}), ("/v1/models", {})]
     places += [(CHAT, {"Content_Type": "text/plain"})]
-    found = [error_of(server, path, ASKED, **headers)[0] for path, headers in places]
-    assert found == [404, 404, 405, 415]
+    found = [error_of(server, path, ASKED, **headers) for path, headers in places]
+    assert [status for status, _ in found] == [404, 404, 405, 415]
+    assert found[0][1].startswith(
+        "no address /v1/chat; there is /, /v1/models, /v1/chat/completions,"
+    )
+    assert error_of(server, CHAT, ASKED, Host="evil.example")[0] == 400
 
 
 NEUTRAL = """
@@ -289,12 +295,16 @@ NEUTRAL = """
 
 
 def test_neutral_values_are_accepted(server: Server) -> None:
-    """And the limit has two names."""
+    """The page lists those that may have any value. And the limit has two names."""
+    page = (Path(__file__).parents[2] / "docs/policies.md").read_text("utf-8")
+    assert all(f"`{key}`" in page for key in IGNORED)
     told = server.chat(seed=1, max_completion_tokens=3, **json.loads(NEUTRAL))
     assert told["choices"] == server.chat(seed=1, max_tokens=3)["choices"]
-    hot, keys = ({"temperature": 2, "max_tokens": 6}, {"max_completion_tokens": 1, "max_tokens": 9})
+    hot = {"temperature": 2, "max_tokens": 6}
     assert contents(server.chat(**hot)) != contents(server.chat(**hot))  # a seed of its own
-    assert server.chat(**keys)["usage"]["completion_tokens"] == 1
+    for one, other in ((1, 9), (9, 1)):  # both are limits
+        reply = server.chat(max_tokens=one, max_completion_tokens=other)
+        assert reply["usage"]["completion_tokens"] == 1
 
 
 HEADERS = """

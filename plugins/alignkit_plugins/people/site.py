@@ -30,7 +30,14 @@ from alignkit.errors import AlignkitError, BadRow
 from alignkit_plugins.people.label_api import LabelApi, guidelines_now, rendered
 from alignkit_plugins.people.labels import TERMS, BadLabel
 from alignkit_plugins.servers.page import templates
-from alignkit_plugins.servers.server import THIS_MACHINE, Address, Guard, Refused, json_body
+from alignkit_plugins.servers.server import (
+    THIS_MACHINE,
+    Address,
+    Guard,
+    Refused,
+    error_body,
+    json_body,
+)
 
 HERE = Path(__file__).parent
 BUSY, BAD = 503, 422  # a page keeps what it sent and tries again, except if it is bad
@@ -131,5 +138,4 @@ class _Site:
 
 
 def error(status: int, reason: str) -> Response:
-    """An error as pages read it."""
-    return JSONResponse({"error": reason}, status)
+    return JSONResponse(error_body(status, reason), status)

@@ -166,6 +166,12 @@ def interruptible() -> Iterator[None]:
 # Requests
 
 
+def error_body(status: int, reason: str) -> dict[str, Any]:
+    """An error as all clients read it, in OpenAI's form."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": reason, "type": kind, "param": None, "code": None}}
+
+
 class Refused(Exception):
     """A request that the server does not take. status: of HTTP."""
 
@@ -189,7 +195,7 @@ class Guard:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.datastructures import Headers, MutableHeaders
         from starlette.requests import ClientDisconnect
-        from starlette.responses import PlainTextResponse
+        from starlette.responses import JSONResponse
 
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -204,7 +210,7 @@ class Guard:
 
         scope["scheme"] = self.address.scheme  # a proxy that does TLS speaks HTTP with this server
         fault = self._fault(scope, Headers(scope=scope))
-        answer = self.app if fault is None else PlainTextResponse(fault[1], fault[0])
+        answer = self.app if fault is None else JSONResponse(error_body(*fault), fault[0])
         with suppress(ClientDisconnect):  # nobody waits for the answer
             await answer(scope, receive, guarded)
 

@@ -38,10 +38,10 @@ from alignkit.tokens.encoder import Ids
 from alignkit_plugins.formats.turns import read_message
 from alignkit_plugins.people.collection import Collection, Exchange
 from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel, check_annotator, read
-from alignkit_plugins.servers.server import Address, Guard, Refused, json_body
+from alignkit_plugins.servers.server import Address, Guard, Refused, error_body, json_body
 from alignkit_plugins.serving.policy import Answer, Policy, bytes_of
 
-# Keys that change no answer, whatever their values are.
+# What a client says of itself, or hints at: accepted with any value, as docs/policies.md lists.
 IGNORED = {
     "user",
     "metadata",
@@ -67,7 +67,7 @@ class ChatRequest(StrictModel):
     model: str | None = None  # may be left out if there is only one
     n: Literal[1] | None = None
     max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)  # the same
+    max_completion_tokens: int | None = Field(None, ge=1)  # the same; the lower one counts
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
@@ -82,8 +82,8 @@ class ChatRequest(StrictModel):
     def sampling(self) -> dict[str, Any]:
         """Return what the request says of sampling, by the names of `Sampling`."""
         keys = self.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True)
-        if most := self.max_completion_tokens or self.max_tokens:
-            keys["max_new_tokens"] = most
+        if limits := list(filter(None, (self.max_tokens, self.max_completion_tokens))):
+            keys["max_new_tokens"] = min(limits)
         if self.stop is not None:
             keys["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
         return keys
@@ -158,7 +158,7 @@ class Endpoint:
         ]
         kinds = Refused, HTTPException, AlignkitError, BadRow, Exception
         guard = Middleware(Guard, address=address, token=token)
-        handlers: dict[Any, Any] = dict.fromkeys(kinds, _failed)
+        handlers: dict[Any, Any] = {**dict.fromkeys(kinds, _failed), 404: _no_address}
         return Starlette(routes=routes, exception_handlers=handlers, middleware=[guard])
 
     async def page(self, request: Request) -> Response:
@@ -373,7 +373,7 @@ def _json(body: bytes) -> Any:
 
 
 def _error(error: Exception) -> tuple[int, dict[str, Any]]:
-    """An error as the client sees it: its status, and OpenAI's JSON."""
+    """The status and the JSON of an error."""
     status, text = 500, str(error) or repr(error)
     if isinstance(error, Refused):
         status = error.status
@@ -383,10 +383,17 @@ def _error(error: Exception) -> tuple[int, dict[str, Any]]:
         status = 400
     elif isinstance(error, OutOfResource):
         status = 503
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return status, {"error": {"message": text, "type": kind, "param": None, "code": None}}
+    return status, error_body(status, text)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     status, body = _error(error)
     return JSONResponse(body, status)
+
+
+async def _no_address(request: Request, error: Exception) -> Response:
+    """No route has the path, or it is Refused, which has a handler of its own."""
+    known = ", ".join(route.path for route in request.app.routes)
+    return await _failed(
+        request, Refused(404, f"no address {request.url.path:.200}; there is {known}")
+    )

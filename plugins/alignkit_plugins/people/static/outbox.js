@@ -14,8 +14,9 @@ export async function post(name, message) {
     body,
     keepalive: body.length < 10000, // so that a draft arrives although the page closes
   });
-  const answer = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
-  if (!response.ok) throw Object.assign(new Error(answer.error), { status: response.status });
+  const failed = { error: { message: `the server answered ${response.status}` } };
+  const answer = await response.json().catch(() => failed);
+  if (!response.ok) throw Object.assign(new Error(answer.error.message), { status: response.status });
   return answer;
 }
 
