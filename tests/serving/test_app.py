@@ -21,7 +21,6 @@ from alignkit.errors import OutOfResource
 from alignkit_plugins.people.votes import labeled
 from alignkit_plugins.servers.server import Address
 from alignkit_plugins.serving.policy import Policy, bytes_of
-from alignkit_plugins.serving.serve_app import IGNORED
 from tests.patience import PATIENCE
 from tests.people.pages import left_in_the_middle
 from tests.rows import cells, user
@@ -296,6 +295,8 @@ NEUTRAL = """
 
 def test_neutral_values_are_accepted(server: Server) -> None:
     """The page lists those that may have any value. And the limit has two names."""
+    from alignkit_plugins.serving.serve_app import IGNORED
+
     page = (Path(__file__).parents[2] / "docs/policies.md").read_text("utf-8")
     assert all(f"`{key}`" in page for key in IGNORED)
     told = server.chat(seed=1, max_completion_tokens=3, **json.loads(NEUTRAL))

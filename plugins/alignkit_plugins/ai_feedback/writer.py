@@ -91,11 +91,11 @@ class PolicyWriter:
         self._sampling.pop("max_new_tokens", None)
 
     def write(
-        self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1, **told: Any
+        self, conversations: Sequence[Group], most: int, seed: int, samples: int = 1, **more: Any
     ) -> list[Written]:
         """What it says next in each, in order; several samples of one come one after the other.
 
-        most: tokens. told: what only a server needs to know.
+        most: tokens. more: what only a server needs to know.
         """
         sampling = {"samples_per_prompt": samples, "max_new_tokens": most, **self._sampling}
         sampling["min_new_tokens"] = min(sampling.get("min_new_tokens", 0), most)

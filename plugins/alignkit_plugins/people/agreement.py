@@ -120,12 +120,12 @@ def sentence(facts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def people_table(
-    facts: Sequence[Mapping[str, Any]], title: str, said: Mapping[str, Consent]
+    facts: Sequence[Mapping[str, Any]], title: str, consents: Mapping[str, Consent]
 ) -> Table:
     """How often the others say the same as each person, and how often it is the gold label, and
     what people who agree to share it say of themselves.
     """
-    about = {who: consent.about for who, consent in said.items()}
+    about = {who: consent.about for who, consent in consents.items()}
     heads = ["task", "annotator", "items", "same as others", "right on gold items"]
     heads += ["about"] * any(about.values())
     rows = []

@@ -239,7 +239,7 @@ def report(context: typer.Context, store: StoreFile) -> Result | None:
     from alignkit_plugins.people.votes import consents, labeled
 
     with Store.open(store) as opened:
-        entries, said = labeled(opened), consents(opened)
+        entries, consented = labeled(opened), consents(opened)
     tasks: dict[str, Counter[str]] = defaultdict(Counter)
     unused = Counter[str]()
     for entry in entries:
@@ -254,7 +254,7 @@ def report(context: typer.Context, store: StoreFile) -> Result | None:
     rows = [[task, *map(str, counts.values())] for task, counts in tasks.items()]
     note = "\n".join(f"not learned from: {why}: {count}" for why, count in unused.items())
     items = Table("Items", ["task", "items", "labels", "learned from", "gold"], rows, note=note)
-    people = replace(people_table(agreed, "People", said), note=sentence(agreed))
+    people = replace(people_table(agreed, "People", consented), note=sentence(agreed))
     tables = [table for table in (items, people, said_of_sources(entries)) if table.rows]
     return reported(Report([str(store), *tables]), "labels", facts)
 

@@ -146,7 +146,7 @@ def share(store: Store, shared: Store, license: str) -> list[str]:
     Annotators need to have agreed, and not to have withdrawn, when the export is made. A pseudonym
     is the same in every export of a store, and does not reveal the name.
     """
-    agreed = {name for name, said in consents(store).items() if said.granted}
+    agreed = {name for name, consent in consents(store).items() if consent.granted}
     everything, salt = store.events(), store.salt
     events = [event for event in everything if event.annotator in agreed]
     labels = {event.item for event in events if event.kind == "label"}
@@ -242,10 +242,12 @@ def data_set_card(store: Store, layouts: Sequence[str]) -> str:
     votes = Counter[str]()
     for entry in entries:
         votes.update(vote.annotator for vote in entry.votes)
-    said = consents(store)
-    credited = [[each.credit, str(votes[who])] for who, each in sorted(said.items()) if each.credit]
+    people = consents(store)
+    credited = [
+        [each.credit, str(votes[who])] for who, each in sorted(people.items()) if each.credit
+    ]
     tables = [
-        people_table(facts, "annotators", said),
+        people_table(facts, "annotators", people),
         Table("Contributors", ["who", "labels"], credited),
     ]
     shown = Report([sentence(facts), *(table for table in tables if table.rows)]).markdown()
