@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -223,38 +222,32 @@ def quickstart(here: Here) -> None:
     began = time.perf_counter()
     _run([str(ROOT / "recipes" / "quickstart.yaml"), *words, "--out", str(out), "seed=3"])
     here.tell("quick start, whole", f"{time.perf_counter() - began:.0f} s, {_peak()}")
-    for policy, column, value in rates(out / "report" / "evaluation.json"):
-        low, high = intervals()[policy, column]
+    known = intervals()
+    for policy, metric, value in rates(out / "report" / "evaluation.json"):
+        low, high = known[policy, metric]
         side = "inside" if low <= value <= high else "OUTSIDE"
-        result = f"{value:.0f}%, {side} the CPU's [{low}, {high}]"
-        here.tell(f"quick start, {policy}, {column}", result, value=value)
+        result = f"{value:.0%}, {side} the CPU's [{low:.0%}, {high:.0%}]"
+        here.tell(f"quick start, {policy}, {metric}", result, value=value)
 
 
-def intervals() -> dict[tuple[str, str], tuple[int, int]]:
-    """The intervals of shares in docs/benchmarks/outcomes.md, in percent, by policy and column."""
-    page = (ROOT / "docs" / "benchmarks" / "outcomes.md").read_text(encoding="utf-8")
-    table = page.partition("<!-- generated: outcomes -->")[2].partition("<!-- /generated -->")[0]
-    lines = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()
-    ]
-    found = {}
-    for policy, *cells in lines[2:]:
-        for column, cell in zip(lines[0][1:], cells, strict=True):
-            if shares := re.fullmatch(r"\d+% \[(\d+), (\d+)\]", cell):
-                found[policy, column] = int(shares[1]), int(shares[2])
-    return found
+def intervals() -> dict[tuple[str, str], tuple[float, float]]:
+    """The intervals of PPO's cells in benchmarks/outcomes/cells, by policy and metric."""
+    from alignkit_plugins.cells.rows import rows_of
+    from alignkit_plugins.cells.table import table_of
+
+    cells = rows_of(ROOT / "benchmarks" / "outcomes")
+    cells = [cell for cell in cells if cell["values"]["methods"] == "ppo"]
+    rows = table_of(cells, "report").rows
+    return {(row.policy, row.metric): (row.estimate["low"], row.estimate["high"]) for row in rows}
 
 
 def rates(evaluation: Path) -> Iterator[tuple[str, str, float]]:
-    """The shares of an evaluation in percent, by policy and column of that table."""
-    from benchmarks.outcomes.tables import MEASURES
+    """The means of an evaluation by policy and metric."""
+    from alignkit_plugins.compare.rows import main_rows, rows_in
 
-    policies = {"sft": "sft", "align": "ppo"}
-    for row in json.loads(evaluation.read_text(encoding="utf-8"))["results"]:
-        column, is_share = MEASURES.get(row["metric"], ("", False))
-        mean = row["estimate"].get("mean")
-        if is_share and mean is not None and row["policy"] in policies and "column" not in row:
-            yield policies[row["policy"]], column, 100 * mean
+    for row in main_rows(rows_in(json.loads(evaluation.read_text(encoding="utf-8")))):
+        if row.kind == "metric" and row.estimate["mean"] is not None:
+            yield row.policy, row.metric, row.estimate["mean"]
 
 
 def large(here: Here, tokens: int, rows: int) -> None:

@@ -2,7 +2,7 @@
 how often a difference is seen that the table says it could see: `python -m benchmarks.tables`.
 
 Answers are right with a chance that varies with the prompt, the prompt and method, and the seed and method.
-Of the stored rows of PPO and SFT (benchmarks/outcomes/rows), seeds add 1 to 9 points, prompt and method 0 to
+Of the stored rows of PPO and SFT (benchmarks/outcomes/cells), seeds add 1 to 9 points, prompt and method 0 to
 8, and what a seed adds to one metric correlates with what it adds to another by 0.4 on average.
 """
 

@@ -29,6 +29,7 @@ from pydantic import BaseModel
 import alignkit_plugins.formats.layouts
 import alignkit_plugins.formats.template
 from alignkit.contract import hookspecs
+from alignkit.contract.report import Table
 from alignkit.contract.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 from alignkit.host.plugins import load_plugins, plugins
 from alignkit.host.registry import KINDS, Registration
@@ -37,6 +38,7 @@ from alignkit.recipe.sources import DataSource
 from alignkit.recipe.yaml import shipped
 from alignkit_plugins.ai_feedback.writer import Server
 from alignkit_plugins.authors import new
+from alignkit_plugins.cells.table import report_of
 from alignkit_plugins.evals.metrics import Metric
 from alignkit_plugins.recipe_tools.init_write import summary
 from alignkit_plugins.recipe_tools.options import (
@@ -98,7 +100,6 @@ def part(what: str) -> str:
         "data sets": data_set_table,
         "families": families,
         "outcomes": outcomes,
-        "outcome gains": outcome_gains,
         "commands": lambda: str(script("docs", "command_reference").commands()),
         "exit codes": lambda: str(script("docs", "command_reference").exit_codes()),
         "events": event_table,
@@ -235,27 +236,13 @@ def data_set_table() -> str:
 
 
 def outcomes() -> str:
-    """What each method's policies do by the quick start's metrics, all seeds of a method in a
-    line.
+    """What each method's policies do by the quick start's metrics, over all seeds, and what that
+    says.
     """
-    rows, tables = (
-        importlib.import_module(f"benchmarks.outcomes.{name}") for name in ("rows", "tables")
-    )
-    header, *lines = tables.methods_table(rows.shipped())
-    left_out = {"minutes", "GiB"}  # of a machine that other work shared
-    kept = [place for place, column in enumerate(header) if column not in left_out]
-    return markdown(
-        [header[place] for place in kept], [[line[place] for place in kept] for line in lines]
-    )
-
-
-def outcome_gains() -> str:
-    """What each method changes in comparison with SFT, over all its seeds and by seed."""
-    rows, tables = (
-        importlib.import_module(f"benchmarks.outcomes.{name}") for name in ("rows", "tables")
-    )
-    header, *lines = tables.gains_table(rows.shipped())
-    return markdown(header, lines)
+    report, _ = report_of([ROOT / "benchmarks" / "outcomes"])
+    table, text = (block for block in report.blocks if isinstance(block, Table | str))
+    assert isinstance(table, Table)
+    return f"{markdown(table.columns, table.rows)}\n{text}\n"
 
 
 def result_table(machine: str) -> str:

@@ -1,8 +1,7 @@
-"""What alignment gains on the quick start's data, by measures that nothing was trained on.
+"""What alignment gains on the quick start's data, by metrics that nothing was trained on.
 
-`outcomes.yaml` is the quick start with longer answers and a gold reward model among its measures.
-`methods.yaml` names the methods, each a few overrides. `python -m benchmarks.outcomes` runs them
-for several seeds and prints the table. It computes no row again that is stored in the output folder
-or in `rows/`. `judges/` holds the gold reward models, and `papers/` the papers' recipes, judged by
-them.
+`alignkit run benchmarks/outcomes/outcomes.yaml --each seed=3..12 --each
+methods=benchmarks/outcomes/methods.yaml` runs the quick start with each method and seed; `alignkit show
+benchmarks/outcomes` prints what `cells/` has of them. `judges/` holds gold reward models, and `papers/` the
+papers' recipes, judged by them.
 """

@@ -56,8 +56,7 @@ def run_cells(
     _check_different(recipes)
     plain = load([])
     folder = folder_of(plain, out)
-    text = json.dumps({**plain.resolved, "name": ""}, default=str)
-    base = digest(text.replace(str(plain.folder), ""))  # the same in each checkout
+    base = base_of(plain)
     chosen = _share(cells, part)
     make_folder(folder / CELLS)
     reporter = Reporter()
@@ -68,6 +67,12 @@ def run_cells(
         help = "the same command runs them again, and only them"
         raise RunFailed(f"failed: {', '.join(failed)}\nhelp: {help}")
     return folder
+
+
+def base_of(recipe: Recipe) -> str:
+    """A digest of a recipe, the same in each checkout. Cells of one table have the same."""
+    text = json.dumps({**recipe.resolved, "name": ""}, default=str)
+    return digest(text.replace(str(recipe.folder), ""))
 
 
 def _check_different(recipes: Mapping[str, Recipe]) -> None:
