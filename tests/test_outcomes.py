@@ -12,6 +12,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit_plugins.cells.axes import Cell, cells_of
 from alignkit_plugins.cells.rows import rows_of
 from alignkit_plugins.cells.running import base_of
+from benchmarks.outcomes.tuning import Setting, chosen, settings
 from tests.rows import json_rows
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "outcomes"
@@ -88,3 +89,14 @@ def test_cells_that_come_with_the_project_are_of_its_recipe() -> None:
     assert rows and len(set(map(frozenset, seeds.values()))) == 1
     assert set(seeds) <= set(yaml.safe_load((FOLDER / "methods.yaml").read_text()))
     assert min(map(min, seeds.values())) > 2  # settings were chosen on others
+
+
+def test_the_rule_of_the_tuning() -> None:
+    slow, fast, faster = (
+        Setting("ppo", rate, [0, 1], gain, facts)
+        for rate, gain, facts in ((2e-4, 0.115, 0.0), (5e-4, 0.12, -0.05), (1e-3, 0.3, -0.06))
+    )
+    assert chosen([faster, fast, slow]) == slow  # within a point of the best whose facts hold
+    assert chosen([faster, fast, slow._replace(gain=0.1)]) == fast
+    assert chosen([faster, faster._replace(facts=-0.5)]) == faster
+    assert all(one.method != "sft" and abs(one.facts) < 0.2 for one in settings())
