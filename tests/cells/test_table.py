@@ -78,7 +78,7 @@ def cell(variant: str, seed: int, scores: dict[str, list[float]], **more: Any) -
             }
             for name in scores
         },
-        "prompts": {name: [[f"p{at}", None] for at in range(count)] for name in scores},
+        "prompts": {name: [[f"p{at}", at] for at in range(count)] for name in scores},
         "scores": {name: {"sft": baseline[name], "align": own} for name, own in scores.items()},
     }
     return {
@@ -137,7 +137,7 @@ def test_seeds_that_not_all_have_are_left_out() -> None:
 
 OTHER: Any = {
     "sampling": {"temperature": 0.5},
-    "prompts": {"right": [["other", None]] * 40},
+    "prompts": {"right": [["other", 0]] * 40},
     "headline": "refused",
     "policies": ["align", "sft"],
 }
@@ -146,7 +146,7 @@ OTHER: Any = {
 @pytest.mark.parametrize("name", OTHER)
 def test_cells_that_were_measured_in_other_ways_do_not_compare(name: str) -> None:
     cells = [cell("ppo", 3, {"right": ALL}), cell("grpo", 3, {"right": ALL}, **{name: OTHER[name]})]
-    with pytest.raises(DataError, match=f"algorithm=grpo do not compare: their {name} differ"):
+    with pytest.raises(DataError, match=f"algorithm=grpo do not compare: they differ in {name}"):
         table_of(cells, "report")
 
 
@@ -171,7 +171,7 @@ def test_cells_of_a_recipe_that_has_changed_are_refused() -> None:
 def test_what_is_drawn_together_is_one_prompt_and_keeps_the_mean() -> None:
     """Nine of twelve questions are about one passage, which may be the first, number 0."""
     for unit in (0, 7):
-        prompts = {"right": [[f"p{at}", unit if at < 9 else None] for at in range(12)]}
+        prompts = {"right": [[f"p{at}", unit if at < 9 else at + 10] for at in range(12)]}
         values = [1.0] * 9 + [0.0, 1.0, 1.0]
         cells = [cell("ppo", seed, {"right": values}, prompts=prompts) for seed in (3, 4, 5)]
         row = rows_of(cells)["align", "right"]

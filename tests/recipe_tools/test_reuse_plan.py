@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from alignkit import cli
-from alignkit_plugins.report.changes import change_in_words, changes
+from alignkit_plugins.cells.changes import change_in_words, changes
 from tests.rows import write_recipe
 
 OLD = """

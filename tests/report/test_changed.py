@@ -11,7 +11,7 @@ import pytest
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.fingerprint import RunData, stage_parts
-from alignkit_plugins.report.changes import change_since
+from alignkit_plugins.cells.changes import change_since
 from tests.rows import cells, write_recipe, write_rows
 
 ALIGN = {"algorithm": "ppo", "prompts": "prompts.jsonl", "reward": "length", "iterations": 3}

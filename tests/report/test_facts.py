@@ -11,7 +11,7 @@ import yaml
 from made import BEGAN, make_run, write_stage
 
 from alignkit.errors import RecipeError, path_text
-from alignkit_plugins.report.changes import changes, flat
+from alignkit_plugins.cells.changes import changes, flat
 from alignkit_plugins.report.facts import _next, facts_of, stage_words
 from tests.documented_keys import documented, paths
 from tests.rows import write_rows
@@ -101,7 +101,7 @@ stages:
   summary: {}
   learned: ''
   weak: ''
-swaps: []
+cells: []
 data:
 - stage: sft
   name: demos.jsonl

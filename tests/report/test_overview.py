@@ -10,11 +10,11 @@ import pytest
 import yaml
 from made import make_run, rewritten
 
+from alignkit_plugins.cells.earlier import with_earlier
 from alignkit_plugins.compare.rows import Row, main_rows, plain
 from alignkit_plugins.report import document as overview
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.swaps import with_earlier
 
 
 @pytest.fixture

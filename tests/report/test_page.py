@@ -152,13 +152,14 @@ def test_long_names_break_in_tables_and_titles(tmp_path: Path) -> None:
     facts = facts_of(make_run(tmp_path / "run"))
     facts["verdicts"].insert(0, {**facts["verdicts"][0], "policy": "other"})
     names = {"policy": "align", "result": "align@b", "against": "align@a"}
-    swap = {**names, "differs": "the prompts have changed", "results": []}
-    facts["swaps"] = [{**swap, "stage": stage} for stage in ("report", "other")]
+    note = "align@b and align@a do not compare: they differ in prompts."
+    change = {**names, "notes": [note], "results": []}
+    facts["cells"] = [{**change, "stage": stage} for stage in ("report", "other")]
     facts["run"]["name"] = facts["stages"][0]["name"] = "a_stage_with_a_name_that_is_long"
     text = page(facts)
     assert '<th scope="row">a_stage_with_<wbr>a_name_that_<wbr>is_long</th>' in text
     assert "<h1>a_stage_with_<wbr>a_name" in text
-    assert text.count("align@b and align@a do not compare: the prompts have changed") == 1
+    assert text.count(note) == 1
     assert "The verdict on other policies: other</summary>" in text
     assert "<title>a_stage_with_a_name_that_is_long" in text
 

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from made import make_run
 
-from alignkit_plugins.report.swaps import samples
+from alignkit_plugins.report.samples import samples
 from tests.rows import read_json, write_rows
 
 

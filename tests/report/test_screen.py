@@ -36,7 +36,7 @@ def test_a_stage_that_learned_nothing_is_told_in_a_line(
     assert told.startswith(says) and bool(told) == bool(says) and len(told) <= 80
 
 
-LONG = " ".join(["B is better than sft in a metric with a very long name."] * 5)
+LONG = " ".join(["B is better than sft in a metric with a very long name."] * 6)
 NUMBERS = [Row("sft", f"metric {at}", "metric", {"mean": 0.5}, tested=True) for at in range(5)]
 NUMBERS.append(Row("sft", "gold", "reward", {"mean": 0.1}, tested=True))
 SAID = {
@@ -94,7 +94,7 @@ def test_a_screen_where_much_is_told() -> None:
         "next": {"told": "again " * 90, "chat": "alignkit chat"},
         "verdicts": verdicts,
         "evaluations": [{"stage": "report", "evaluation": {"results": [*map(plain, NUMBERS)]}}],
-        "swaps": [],
+        "cells": [],
         "reports": [],
         "samples": [{**sample, "answers": answers}],
     }

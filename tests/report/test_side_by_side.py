@@ -1,4 +1,4 @@
-"""After a swap, a run shows the old result next to the new one, prompt by prompt, from answers that
+"""After a swap, a run shows the old result next to the new one, prompt by prompt, from the rows that
 it kept.
 """
 
@@ -13,15 +13,20 @@ import pytest
 
 from alignkit import Group, Response
 from alignkit.cli import main
-from alignkit.io.results import find_result, folders_of
+from alignkit.io.results import (
+    find_result,
+    folders_of,
+    read_checked,
+    write_checked,
+)
+from alignkit_plugins.cells.earlier import ONE_SEED, changed
 from alignkit_plugins.command_line.find import find
 from alignkit_plugins.compare.comparison import short_names
 from alignkit_plugins.compare.rows import Row, rows_in
 from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of
-from alignkit_plugins.report import swaps
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.swaps import _joined, swaps_of
+from alignkit_plugins.report.screen import screen
 from tests.rows import cells, prompts, read_rows, run, user, write_recipe, write_rows
 
 SWAP = ("stages.align.algorithm=rejection_sampling", "stages.align.iterations=2")
@@ -68,10 +73,10 @@ def lengths(evaluation: Path) -> list[float]:
 
 
 def test_old_and_new_are_compared_at_the_same_prompts(swapped: Path) -> None:
-    (pair,) = swaps_of(swapped, "report")
+    (pair,) = changed(swapped, "report")
     new, old = pair["result"], pair["against"]
-    assert (new, old, pair["differs"]) == ("align@rejection_sampling", "align@ppo", "")
-    assert "iterations: 1 -> 2" in pair["settings"]
+    assert (new, old, pair["notes"]) == ("align@rejection_sampling", "align@ppo", [])
+    assert pair["settings"][:2] == ["algorithm: ppo -> rejection_sampling", "iterations: 1 -> 2"]
     current = (swapped / "report").resolve()
     (before,) = [folder for folder in folders_of(swapped, "report") if folder != current]
     was, now = lengths(before), lengths(current)
@@ -93,11 +98,12 @@ def test_the_screen_and_the_report_show_it_and_the_log_says_why(
     screens = [capsys.readouterr().out]
     assert main(["show", str(swapped)]) == 0
     screens.append(capsys.readouterr().out)
-    names = [["align@", "align@"], ["base", "ppo", "rejection_sampling"]]
+    names = [["align@"], ["align@", "rejection_sampling"], ["base", "ppo", "(newest)"]]
     for out in screens:  # one sentence, and one table of both results
         said = " ".join(out.split())
         assert re.search("(and|than) align@ppo in the reward length", said)
         assert "They differ in algorithm: ppo -> rejection_sampling, iterations: 1 -> 2" in said
+        assert ONE_SEED in said
         assert all(name in [line.split() for line in out.splitlines()] for name in names)
     told = page(facts_of(swapped)).replace("<wbr>", "")
     assert "against align@ppo, prompt by prompt" in told
@@ -123,38 +129,34 @@ def test_kept_answers_change_no_byte(
     run(recipe, *SWAP)
 
 
-# What has another value, and what is said of it
-CHANGES = """
-    sampling temperature       | the sampling has changed
-    component options prompts  | the prompts have changed
-    component options rewards  | the rewards have changed
-    component options metrics  | the metrics have changed
-    component options examples | the examples have changed
-    upstream helpful           | helpful has changed
+# The part of a row that has another value, and what is said of it
+OTHER = """
+    evaluations report sampling temperature | sampling
+    evaluations report measured metrics     | metrics
+    evaluations report measured helpful     | helpful
+    evaluations report prompts length       | prompts
+    seed                                    | seed
 """
 
 
-@pytest.mark.parametrize(("place", "why"), cells(CHANGES))
-def test_evaluations_that_differ_do_not_compare(
-    swapped: Path, monkeypatch: pytest.MonkeyPatch, place: str, why: str
+@pytest.mark.parametrize(("place", "part"), cells(OTHER))
+def test_results_that_were_measured_in_other_ways_do_not_compare(
+    swapped: Path, place: str, part: str
 ) -> None:
-    record, object_of, current = swaps.read_record, swaps.read_object, swapped / "report"
-    depends_on = record(current)["depends_on"]
-    summary = object_of(current / "evaluation.json")
-    *keys, last = place.split()
-    part = {**depends_on, "sampling": summary["sampling"]}
+    rows = {file: read_checked(file) for file in swapped.glob("cells/report-*.json")}
+    (earlier,) = [file for file in rows if rows[file]["stages"]["align"]["plugin"] == "ppo"]
+    text, (*keys, last) = earlier.read_text(encoding="utf-8"), place.split()
+    inner = row = rows[earlier]
     for key in keys:
-        part = part[key]
-    part[last] = {"x": {"where": 1}}
-    now = {current: {"depends_on": depends_on}}
-    monkeypatch.setattr(swaps, "read_record", lambda path: {**record(path), **now.get(path, {})})
-
-    def read(path: Path) -> Any:
-        return summary if path.parent == current else object_of(path)
-
-    monkeypatch.setattr(swaps, "read_object", read)
-    (pair,) = swaps_of(swapped, "report")
-    assert pair["differs"] == why and pair["results"] == []
+        inner = inner[key]
+    inner[last] = 7
+    write_checked(earlier, row)
+    facts = facts_of(swapped)
+    earlier.write_text(text, encoding="utf-8")
+    names = "align@rejection_sampling and align@ppo do not compare"
+    (one,) = facts["cells"]
+    assert one["notes"] == [f"{names}: they differ in {part}."] and one["results"] == []
+    assert one["notes"][0] in " ".join(screen(facts).split())
 
 
 def against_then(groups: list[Group], name: str, kind: str = "metric", **facts: Any) -> Row:
@@ -162,26 +164,18 @@ def against_then(groups: list[Group], name: str, kind: str = "metric", **facts: 
     return compare(scores_of(groups, ["then", "now"], {name: measure}), "then")[1]
 
 
-def test_a_score_that_is_missing_leaves_its_prompt_out(swapped: Path, tmp_path: Path) -> None:
-    rows = read_rows(swapped / "report" / "samples.jsonl")[:3]
-    for response in rows[0]["responses"]:
-        response["scores"] = {}
-    write_rows(tmp_path / "samples.jsonl", rows)
-    groups = _joined(tmp_path, swapped / "report", "align", "now", "then")
-    now = against_then(groups, "length", "reward")
-    assert now.difference["n"] == 2 and now.difference["mean"] == 0.0
-
-
-def test_examples_of_one_prompt_meet_their_own_earlier_results(tmp_path: Path) -> None:
-    for folder, less in (("now", 0), ("then", 0), ("before", 1)):
-        (tmp_path / folder).mkdir()
-        answers = [Response("", source="a", scores={"x": x - less}) for x in (1.0, 0.0, 1.0, 0.0)]
-        groups = [Group((user("q"),), (answer,)) for answer in answers]
-        write_rows(tmp_path / folder / "held_out.jsonl", groups)
-    for folder, counts in (("then", "0/0/4"), ("before", "4/0/0")):
-        groups = _joined(tmp_path / "now", tmp_path / folder, "a", "now", "then")
-        now = against_then(groups, "x")
-        assert len(groups) == 4 and now.counts == counts
+def test_a_third_result_stands_beside_the_others(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "third"
+    for words in ((), SWAP, (*SWAP[:1], "stages.align.iterations=1")):
+        run(recipe, *words, out=out)
+    (one,) = changed(out, "report")
+    assert (one["result"], one["against"]) == (
+        "align@rejection_sampling",
+        "align@rejection_sampling~1",
+    )
+    assert one["settings"] == ["iterations: 2 -> 1"]
+    assert one["notes"][0].startswith("align@rejection_sampling against align@ppo: ")
+    assert [row.policy for row in rows_in(one)][:3] == ["align@ppo", one["against"], one["result"]]
 
 
 def test_commands_take_a_result(

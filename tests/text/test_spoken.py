@@ -22,7 +22,7 @@ from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.evals import judged
 from alignkit_plugins.monitors.reward_hacking import measured
 from alignkit_plugins.people.texts import shown_turn
-from alignkit_plugins.report import swaps
+from alignkit_plugins.report import samples
 from alignkit_plugins.report.data_card import card
 from alignkit_plugins.rewards.exact_match import ExactMatch
 from alignkit_plugins.rewards.honesty import HonestyAccuracy
@@ -147,7 +147,7 @@ def text_reward(kind: Any, **options: Any) -> Any:
 def answer_in_report(response: Response) -> Any:
     """The answer as a stored sample."""
     line = json.loads(group_to_json(asked(replace(response, source="a"))))
-    return swaps._answer(line["responses"], "a", "")["text"]
+    return samples._answer(line["responses"], "a", "")["text"]
 
 
 # Who reads a response, and what it makes of a call of a tool, by hand

@@ -1,72 +1,88 @@
-"""What a cell found, as one small file: its scores by prompt and all that they depend on."""
+"""What a run found, as one small file: its scores by prompt and all that they depend on.
+
+RUN/cells/ADDRESS.json    of a cell (`alignkit_plugins.cells.running`)
+RUN/cells/STAGE-KEY.json  of a step that evaluates in the run itself, for each of its results
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from alignkit.data.group import Group, group_from_json
 from alignkit.errors import DataError
+from alignkit.io.atomic import make_folder
 from alignkit.io.digest import digest
-from alignkit.io.results import CELLS, json_lines, read_checked, read_record, write_checked
+from alignkit.io.results import CELLS, is_cell, json_lines, read_checked, read_record, write_checked
 from alignkit.recipe.schema import Recipe
-from alignkit_plugins.compare.rows import main_rows, rows_in
-from alignkit_plugins.compare.scores import Measure, scale_of, scores_of
+from alignkit_plugins.compare.rows import ANSWERS, main_rows, rows_in
+from alignkit_plugins.compare.scores import Measure, Scale, Score, Scores, scale_of, scores_of
 
 MACHINE = ("processor", "dtype", "threads")  # facts of a stage on which its numbers depend
+# Options of an evaluation on which its scores depend
+DECIDES = ("prompts", "rewards", "metrics", "composites", "examples")
+COLUMNS = {"scores": "value", "lengths": "length", "outcomes": "outcome"}  # facts of a Score
+SETTINGS = ("seed", "model", "stages")  # keys of a recipe on which numbers depend
 
 
-def write_row(
-    place: int, values: Mapping[str, str], base: str, recipe: Recipe, folder: Path
-) -> None:
-    """Write FOLDER.json. place: of the cell among all. values: of the cell, by axis. base: a digest
-    of the recipe without them. folder: of its run, which is complete.
-    """
+def row_of(recipe: Recipe, folder: Path, steps: Sequence[str] = ()) -> dict[str, Any]:
+    """What a run has found, in its folder. steps: that evaluate; default: all."""
     stages, evaluations = dict[str, Any](), dict[str, Any]()
     for name in recipe.stages:
         stages[name] = _stage(folder / name)
-        if (folder / name / "evaluation.json").is_file():
+        if name in (steps or stages) and (folder / name / "evaluation.json").is_file():
             evaluations[name] = _evaluation(folder / name)
-    row = {
-        "place": place,
-        "values": dict(values),
-        "base": base,
+    return {
         "recipe": recipe.name,
         "seed": recipe.seed,
+        "settings": {key: recipe.resolved[key] for key in SETTINGS if key in recipe.resolved},
         "stages": stages,
         "evaluations": evaluations,
     }
-    write_checked(folder.with_name(f"{folder.name}.json"), row)
 
 
-def read_row(file: Path) -> dict[str, Any]:
-    """The row in a file. Raises DataError if it was changed."""
-    row = read_checked(file)
-    if not row:
-        raise DataError(
-            f"{file}: it is not as the run wrote it\nhelp: delete it, and run the recipe again"
-        )
-    return row
+def keep_row(recipe: Recipe, folder: Path, step: str) -> None:
+    """Write what a step has found whose run is no cell, next to what it found before."""
+    if (folder / step / "evaluation.json").is_file() and not is_cell(folder):
+        row = row_of(recipe, folder, [step])
+        name = f"{step}-{row['stages'][step]['hash'][:16]}.json"
+        make_folder(folder / CELLS)
+        write_checked(folder / CELLS / name, row)
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's cells. Raises DataError."""
-    rows = list(map(read_row, sorted((run / CELLS).glob("*.json"))))
-    return sorted(rows, key=lambda row: int(row["place"]))
+    """The rows of a run's cells. Raises DataError if one was changed."""
+    return sorted(_read(run, cells=True), key=lambda row: int(row["place"]))
+
+
+def own_rows_of(run: Path) -> list[dict[str, Any]]:
+    """The rows that a run left as no cell. Raises DataError if one was changed."""
+    return list(_read(run, cells=False))
+
+
+def _read(run: Path, cells: bool) -> Iterator[dict[str, Any]]:
+    for file in sorted((run / CELLS).glob("*.json")):
+        if ("=" in file.name) == cells:  # an address
+            row = read_checked(file)
+            if not row:
+                text = f"{file}: it is not as the run wrote it"
+                raise DataError(f"{text}\nhelp: delete it, and run the recipe again")
+            yield row
 
 
 def _stage(folder: Path) -> dict[str, Any]:
     """What a stage's scores depend on, and what it took."""
     record = read_record(folder)
     facts, weights = dict[str, Any](), list[str]()
-    for name in ("plugin", "hash", "seconds", *MACHINE):
+    for name in ("plugin", "hash", "seconds", "finished", *MACHINE):
         facts[name] = record.get(name)
     for name, file in record.get("files", {}).items():
         if name.startswith("adapter/"):
             weights.append(file["sha256"])
+    facts["learning_rate"] = record.get("summary", {}).get("learning_rate")
     return {**facts, "adapter": digest(weights) if weights else ""}
 
 
@@ -74,30 +90,40 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     """Who was compared how, and each score.
 
     `prompts` has for each metric the keys of the prompts that count, and what they are drawn
-    together with; `scores` has for each metric and policy a value for each of them. Composites are
-    sums of these.
+    together with; each of COLUMNS has for metrics and policies a value for each of them. Composites
+    are sums of these. `measured`: by what, as digests.
     """
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     rows = [*json_lines(folder / "samples.jsonl"), *json_lines(folder / "held_out.jsonl")]
     groups = list(map(group_from_json, rows))
-    measures, prompts = _measures(groups, evaluation), dict[str, dict[str, Any]]()
+    measures = _measures(groups, evaluation)
     raw = {name: measure for name, measure in measures.items() if not measure.parts}
-    scores = dict[str, dict[str, dict[str, float | None]]]()
+    scores, prompts = dict[str, dict[str, dict[str, Score]]](), dict[str, dict[str, Any]]()
     for score in scores_of(groups, evaluation["policies"], raw).rows:
-        if score.value is not None:
-            prompts.setdefault(score.metric, {})[score.prompt] = score.unit
+        if score.value is not None or score.missing:
             own = scores.setdefault(score.metric, {}).setdefault(score.policy, {})
-            own[score.prompt] = score.value
-    found: dict[str, Any] = {"prompts": {}, "scores": {}, "measures": {}}
-    for metric, each in scores.items():
-        found["prompts"][metric] = list(prompts[metric].items())
-        columns = found["scores"][metric] = {}
-        for policy, own in each.items():
-            columns[policy] = list(map(own.get, prompts[metric]))
-    for name, measure in measures.items():
-        found["measures"][name] = asdict(measure)
+            prompts.setdefault(score.metric, {})[score.prompt] = score.unit
+            own[score.prompt] = score
+            if raw[score.metric].kind == "metric":  # no length fools it
+                own[score.prompt] = score._replace(length=None)
+    found: dict[str, Any] = {column: {} for column in COLUMNS}
+    found["prompts"] = {metric: list(own.items()) for metric, own in prompts.items()}
+    for metric, policies in scores.items():
+        for policy, own in policies.items():
+            for column, fact in COLUMNS.items():
+                values = [getattr(own.get(key), fact, None) for key in prompts[metric]]
+                if values.count(None) < len(values):
+                    found[column].setdefault(metric, {})[policy] = values
+    found["measures"] = {name: asdict(measure) for name, measure in measures.items()}
     for name in ("headline", "baseline", "policies", "sampling"):
         found[name] = evaluation[name]
+    found["answers"] = [row for row in evaluation["results"] if row["kind"] == ANSWERS]
+    parts = read_record(folder).get("depends_on", {})
+    options = parts.get("component", {}).get("options", {})
+    found["measured"] = {name: digest(options.get(name)) for name in DECIDES}
+    for name, key in parts.get("upstream", {}).items():
+        if name not in evaluation["policies"]:
+            found["measured"][name] = key
     return found
 
 
@@ -112,3 +138,43 @@ def _measures(groups: Sequence[Group], evaluation: Mapping[str, Any]) -> dict[st
                 own = {**found[row.metric].trained_on, **own}
             found[row.metric] = Measure(*facts, own, composites.get(row.metric, {}))
     return found
+
+
+# Reading
+
+
+def scores_in(evaluations: Sequence[tuple[Mapping[str, Any], Mapping[str, str], int]]) -> Scores:
+    """The scores of evaluations, each with the names of its policies here and the seed of its run.
+    A policy without a name is left out.
+    """
+    table = Scores()
+    for evaluation, names, seed in evaluations:
+        for metric, plain in evaluation["measures"].items():
+            own = {name: plain["trained_on"].get(policy) for policy, name in names.items()}
+            known = table.measures.get(metric) or _measure(plain)
+            table.measures[metric] = replace(known, trained_on={**known.trained_on, **own})
+            table.rows.extend(_scores(evaluation, metric, names, seed))
+    table.combine()
+    return table
+
+
+def _measure(plain: Mapping[str, Any]) -> Measure:
+    scale = plain["scale"]
+    if scale:
+        pairs = {name: tuple(scale[name]) for name in ("levels", "bounds") if scale[name]}
+        scale = Scale(**{**scale, **pairs})
+    return Measure(**{**plain, "scale": scale, "trained_on": {}})
+
+
+def _scores(
+    evaluation: Mapping[str, Any], metric: str, names: Mapping[str, str], seed: int
+) -> Iterator[Score]:
+    prompts = evaluation["prompts"].get(metric, ())
+    for policy in evaluation["scores"].get(metric, ()):
+        columns = dict[str, Sequence[Any]]()
+        for column, fact in COLUMNS.items():
+            none = [None] * len(prompts)
+            columns[fact] = evaluation.get(column, {}).get(metric, {}).get(policy, none)
+        for at, (prompt, unit) in enumerate(prompts if policy in names else ()):
+            facts = {fact: values[at] for fact, values in columns.items()}
+            yield Score(metric, names[policy], prompt, unit=unit, seed=seed, **facts)

@@ -22,13 +22,13 @@ from alignkit.errors import RunFailed, refuse
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
-from alignkit.io.results import CELLS
+from alignkit.io.results import CELLS, write_checked
 from alignkit.io.text import duration
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.services import folder_of
 from alignkit.runs.signals import should_stop, stoppable
 from alignkit_plugins.cells.axes import Cell, cells_of
-from alignkit_plugins.cells.rows import write_row
+from alignkit_plugins.cells.rows import row_of
 from alignkit_plugins.cells.table import report_of
 from alignkit_plugins.command_line.printing import reported
 
@@ -121,7 +121,9 @@ def _run(
                         reporter.say(f"{address}: failed ({count}): {problem}")
                         continue
                     done = process.cell
-                    write_row(done.place, done.values, base, recipes[address], process.folder)
+                    facts = {"place": done.place, "values": done.values, "base": base}
+                    row = {**facts, **row_of(recipes[address], process.folder)}
+                    write_checked(process.folder.with_name(f"{address}.json"), row)
                     reporter.say(f"{address}: done ({count}) in {process.took}")
             time.sleep(WAIT)
     except BaseException:

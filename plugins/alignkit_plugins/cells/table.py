@@ -1,10 +1,10 @@
-"""What the cells of a recipe say together: rows like those of one evaluation, with intervals over
+"""What the rows of several runs say together: rows like those of one evaluation, with intervals over
 prompts and seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +15,10 @@ from alignkit.contract.report import Block, Report, Table
 from alignkit.errors import DataError
 from alignkit.evaluation import statistics
 from alignkit_plugins.cells import crossed
-from alignkit_plugins.cells.crossed import Array, Interval, Parts
-from alignkit_plugins.cells.rows import MACHINE, rows_of
-from alignkit_plugins.compare.rows import Row, plain
+from alignkit_plugins.cells.crossed import Array
+from alignkit_plugins.cells.rows import MACHINE, rows_of, scores_in
+from alignkit_plugins.compare.rows import TRUST, Row, decides, plain
+from alignkit_plugins.compare.scores import Measure, Scale, Scores, compare
 from alignkit_plugins.compare.tables import LOWER, cell
 from alignkit_plugins.compare.verdicts import MORE, verdicts
 from alignkit_plugins.text.readable import estimate_text
@@ -32,17 +33,8 @@ LARGE = 0.25  # share of the variance that is the seeds', from which more prompt
 UNCLEAR = "No clear difference in"  # says only which other metrics there are
 VARY = "Seeds vary what is sampled and in which order, not which rows were collected."
 
-Cells = Sequence[Mapping[str, Any]]  # rows of cells (`rows.read_row`)
-
-
-class Column(NamedTuple):
-    """The values [prompts, seeds] of a policy by a metric, what each prompt is called, and whether
-    the policy learned from the metric.
-    """
-
-    values: Array
-    units: Sequence[str]
-    trained_on: bool | None = None
+Cells = Sequence[Mapping[str, Any]]  # rows of cells (`rows.rows_of`)
+Variants = Mapping[str, Mapping[int, Mapping[str, Any]]]  # evaluations by variant and seed
 
 
 class CellTable(NamedTuple):
@@ -56,7 +48,7 @@ class CellTable(NamedTuple):
 def table_of(cells: Cells, stage: str) -> CellTable:
     """The table of the cells of an evaluation step. Raises DataError if they do not compare."""
     _check_same(cells, stage)
-    first, variants = cells[0]["evaluations"][stage], dict[str, dict[int, Any]]()
+    variants = dict[str, dict[int, Any]]()
     for one in cells:
         name = ", ".join(value for key, value in one["values"].items() if key != SEED)
         own = variants.setdefault(name, {})
@@ -68,13 +60,37 @@ def table_of(cells: Cells, stage: str) -> CellTable:
         raise DataError("the cells have no seed in common\nhelp: run all of them with one seed")
     if left := sorted(every.difference(seeds)):
         notes.append(f"left out, as not all cells have them: seeds {', '.join(map(str, left))}")
-    columns, rows = _columns(first, variants, seeds), list[Row]()
-    for metric, measure in first["measures"].items():
-        head = metric == first["headline"]
-        rows += _rows(metric, measure, columns[metric], first["baseline"], notes if head else [])
+    first = cells[0]["evaluations"][stage]
+    names, evaluations = _names(first["policies"], variants), list[Any]()
+    for variant, own in variants.items():
+        evaluations += [(own[seed], names[variant], seed) for seed in seeds]
+    scores, baseline = scores_in(evaluations), first["baseline"]
+    columns = dict.fromkeys(name for own in names.values() for name in own.values())
+    others = [name for name in columns if name not in (baseline, BASE)]
+    rows, headline = compared(scores, baseline, others), first["headline"]
     if len(seeds) == 1:
         notes += [f"one seed, {seeds[0]}: the intervals are over prompts only"]
-    return CellTable(_claimed(rows, first["headline"]), seeds, notes)
+    elif baseline in columns and others:
+        notes += _visible(scores, headline, baseline, others)
+    if baseline in columns:
+        notes += apart(scores, headline, others[:1], others[1:])
+    return CellTable(claimed(rows), seeds, notes)
+
+
+def difference(one: Any, other: Any, names: Sequence[str] = SAME) -> str:
+    """Which of some parts of two evaluations differs, so that they do not compare; empty if they
+    do.
+    """
+    for name in names:
+        if _comparable(one.get(name)) != _comparable(other.get(name)):
+            return f"they differ in {name}"
+    return ""
+
+
+def _comparable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _comparable(one) for key, one in value.items() if key not in OF_A_RUN}
+    return value
 
 
 def _check_same(cells: Cells, stage: str) -> None:
@@ -85,151 +101,134 @@ def _check_same(cells: Cells, stage: str) -> None:
         if first["base"] != one["base"]:
             help = "run all of them again, or delete the files of the older ones in RUN/cells"
             raise DataError(f"{text}: the recipe has changed between them\nhelp: {help}")
-        for name in SAME:
-            here, there = (each["evaluations"].get(stage, {}).get(name) for each in (first, one))
-            if _comparable(here) != _comparable(there):
-                raise DataError(f"{text}: their {name} differ")
-
-
-def _comparable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _comparable(one) for key, one in value.items() if key not in OF_A_RUN}
-    return value
+        if why := difference(first["evaluations"][stage], one["evaluations"][stage]):
+            raise DataError(f"{text}: {why}")
 
 
 def _address(one: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in one["values"].items())
 
 
-def _columns(
-    first: Mapping[str, Any], variants: Mapping[str, Mapping[int, Any]], seeds: Sequence[int]
-) -> dict[str, dict[str, Column]]:
-    """The scores by each metric of all policies. A policy that is the same in all variants is there
-    once; others are called as their variants.
+def _names(policies: Sequence[str], variants: Variants) -> dict[str, dict[str, str]]:
+    """What the policies of each variant are called. A policy that is the same in all of them has a
+    name in the first one only; others are called as their variants.
     """
-    policies, found = first["policies"], dict[str, dict[str, Column]]()
     different = {policies[-1]} if len(variants) > 1 else set[str]()
     for policy in policies:
-        texts = {str(_of_policy(own, policy, seeds)) for own in variants.values()}
+        texts = {str(_of_policy(own, policy)) for own in variants.values()}
         different |= {policy} if len(texts) > 1 else set()
     alone = len(different) == 1 and {BASE, *policies}.isdisjoint(variants)
-    for metric, measure in first["measures"].items():
-        found[metric] = {}
-        parts = measure["parts"] or {metric: 1.0}
-        for policy in policies:
-            for variant, own in variants.items():
-                name = policy
-                if policy in different:
-                    name = variant if alone else f"{policy} {variant}"
-                if (
-                    name not in found[metric]
-                    and policy in own[seeds[0]]["scores"][next(iter(parts))]
-                ):
-                    column = _column([own[seed] for seed in seeds], policy, parts)
-                    trained = own[seeds[0]]["measures"][metric]["trained_on"].get(policy)
-                    found[metric][name] = column._replace(trained_on=trained)
+    names, shared = dict[str, dict[str, str]](), {one: one for one in policies}
+    for variant in variants:
+        names[variant] = shared
+        for policy in different:
+            own = variant if alone else f"{policy} {variant}"
+            names[variant] = {**names[variant], policy: own}
+        shared = {}
+    return names
+
+
+def _of_policy(own: Mapping[int, Any], policy: str) -> list[Any]:
+    found = list[Any]()
+    for one in own.values():
+        found += [scores.get(policy) for scores in one["scores"].values()]
     return found
 
 
-def _of_policy(own: Mapping[int, Any], policy: str, seeds: Sequence[int]) -> list[Any]:
-    return [each.get(policy) for seed in seeds for each in own[seed]["scores"].values()]
+# The comparison
 
 
-def _column(seeds: Sequence[Any], policy: str, parts: Mapping[str, float]) -> Column:
-    """The values of a policy by a metric, or by a composite of several: a sum of weighted means, as
-    `Scores.combine` makes it. What was drawn together, such as the questions about one passage, is
-    one value, with the mean of all values and its variance (`statistics.clustered`).
+def compared(scores: Scores, baseline: str, names: Sequence[str]) -> list[Row]:
+    """The rows of an evaluation, with intervals over prompts, and over seeds if there are several."""
+    rows = compare(scores, baseline, names)
+    if len({score.seed for score in scores.rows}) == 1:
+        return rows
+    found = list[Row]()
+    for metric in dict.fromkeys(row.metric for row in rows):
+        own = [row for row in rows if row.metric == metric]
+        found += _over_seeds(own, scores.measures[metric], _grid(scores, metric))
+    return found
+
+
+def apart(
+    scores: Scores, metric: str, baselines: Sequence[str], names: Sequence[str]
+) -> Iterator[str]:
+    """How far policies are from another one by a metric, in words."""
+    own = [score for score in scores.rows if score.metric == metric]
+    for baseline in baselines:
+        for row in compared(Scores(scores.measures, own), baseline, names):
+            if row.difference:
+                text = estimate_text(row.difference, sign=True, percent=row.percent)
+                text = text.replace("%", " points")
+                yield f"{row.policy} against {baseline}: {text} in {metric}, not adjusted"
+
+
+def _grid(scores: Scores, metric: str) -> dict[str, Array]:
+    """The values [units, seeds] of each policy by a metric, where all have one. What was drawn
+    together, such as the questions about one passage, is one unit (`statistics.clustered`).
     """
-    columns, units = list[Array](), list[str]()
-    for metric in parts:
-        scores = np.array([one["scores"][metric][policy] for one in seeds], float).T
-        known = ~np.isnan(scores).any(1)
-        for (key, unit), is_known in zip(seeds[0]["prompts"][metric], known, strict=True):
-            units += [f"prompt {key}" if unit is None else f"unit {unit}"] * bool(is_known)
-        columns.append(scores[known])
-    size, whole = len(units), 0.0
-    for part, own in zip(parts.values(), columns, strict=True):
-        whole = whole + part * own.mean(0)
-    if len(parts) > 1:
-        for at, part in enumerate(parts.values()):
-            own, count = columns[at], len(columns[at])
-            wider = (size * (size - 1) / count / max(1, count - 1)) ** 0.5
-            columns[at] = whole + part * wider * (own - own.mean(0))
-    values = np.concatenate(columns)
-    names, places = np.unique(units, return_inverse=True)
-    sums = np.zeros((len(names), len(seeds)))
-    np.add.at(sums, places, values - values.mean(0))
-    return Column(values.mean(0) + len(names) / size * sums, [*names])
+    places, columns = dict[str, dict[tuple[str, int], float]](), dict[str, dict[int, None]]()
+    unit_of = dict[str, Any]()
+    for one in scores.rows:
+        if one.metric == metric and one.value is not None:
+            places.setdefault(one.prompt, {})[one.policy, one.seed] = one.value
+            columns.setdefault(one.policy, {})[one.seed] = None
+            unit_of[one.prompt] = one.unit
+    whole = sum(map(len, columns.values()))
+    known = [prompt for prompt, own in places.items() if len(own) == whole]
+    units, found = [unit_of[prompt] for prompt in known], dict[str, Array]()
+    for policy, seeds in columns.items():
+        values = list[list[float]]()
+        for seed in seeds:
+            own = [places[prompt][policy, seed] for prompt in known]
+            values.append(statistics.clustered(own, units))
+        found[policy] = np.array(values).T
+    return found
 
 
-# Over prompts and seeds
-
-
-def _rows(
-    metric: str,
-    measure: Mapping[str, Any],
-    columns: Mapping[str, Column],
-    baseline: str,
-    notes: list[str],
-) -> list[Row]:
-    """A row for each policy by a metric. notes: get what the table could see by it."""
-    levels = (measure["scale"] or {}).get("levels")
+def _over_seeds(rows: Sequence[Row], measure: Measure, grid: Mapping[str, Array]) -> list[Row]:
+    """The rows of one metric, with intervals over prompts and seeds. Scores of two levels are
+    shares while they are computed.
+    """
+    levels = (measure.scale or Scale(None)).levels
     bottom, top = levels or (0.0, 1.0)
-    every = set.intersection(*(set(one.units) for one in columns.values()))
-    shares = dict[str, Array]()
-    for name, one in columns.items():
-        known = [unit in every for unit in one.units]
-        shares[name] = (one.values[known] - bottom) / (top - bottom)
-    gaps, differences = dict[str, Array](), dict[str, dict[str, Any]]()
-    for name, share in shares.items():
-        if baseline in shares and name not in (baseline, BASE):
-            gaps[name] = share - shares[baseline]
-    if gaps:
-        found = crossed.intervals(np.stack([*gaps.values()]), bool(levels))
-        differences = _differences(gaps, found)
-        notes += _visible(found.parts, len(gaps), top - bottom, measure["percent"])
-        first, *others = gaps
-        for name in others:
-            apart = {name: gaps[name] - gaps[first]}
-            between = crossed.intervals(np.stack([*apart.values()]), bool(levels))
-            gap = _scaled(_differences(apart, between)[name], 0.0, top - bottom)
-            text = estimate_text(gap, sign=True, percent=measure["percent"])
-            notes.append(f"{name} against {first}: {text} in {metric}, not adjusted")
-    rows = list[Row]()
-    facts = {key: measure[key] for key in ("kind", "percent", "lower", "tested")}
-    for name, share in shares.items():
-        facts["trained_on"] = columns[name].trained_on
-        row = Row(name, metric, estimate=_scaled(_mean(share, levels), bottom, top), **facts)
-        if name in differences:
-            difference = _scaled(differences[name], 0.0, top - bottom)
-            row = replace(row, baseline=baseline, difference=difference)
-        rows.append(row)
-    return rows
+    shares = {policy: (own - bottom) / (top - bottom) for policy, own in grid.items()}
+    gaps = {row.policy: shares[row.policy] - shares[row.baseline] for row in rows if row.baseline}
+    differences = _differences(gaps, bool(levels)) if gaps else {}
+    found = list[Row]()
+    for row in rows:
+        estimate = _scaled(_mean(shares[row.policy], bool(levels)), bottom, top)
+        row = replace(row, estimate=estimate)
+        if row.policy in differences:
+            own = _scaled(differences[row.policy], 0.0, top - bottom)
+            row = replace(row, difference=own, equal_length={}, win_rate={}, counts="")
+        found.append(row)
+    return found
 
 
-def _mean(share: Array, levels: Any) -> dict[str, Any]:
+def _mean(share: Array, of_shares: bool) -> dict[str, Any]:
     """The mean of values and its interval, that of shares within 0 and 1."""
     pseudo = np.repeat(RIGHT_AND_WRONG, share.shape[1], 1)
-    found = crossed.parts(np.concatenate([share, pseudo]) if levels else share)
+    found = crossed.parts(np.concatenate([share, pseudo]) if of_shares else share)
     half, middle = float(crossed.half_width(crossed.spread(found))), float(found.mean)
     low, high = middle - half, middle + half
-    if levels:
+    if of_shares:
         low, high = max(0.0, low), min(1.0, high)
     return {"mean": float(share.mean()), "low": low, "high": high, "n": len(share)}
 
 
-def _differences(gaps: Mapping[str, Array], found: Interval) -> dict[str, dict[str, Any]]:
+def _differences(gaps: Mapping[str, Array], of_shares: bool) -> dict[str, dict[str, Any]]:
     """Mean differences with their intervals and the p values of two-sided tests, which a few equal
     prompts do not make certain (`statistics.p_value`).
     """
-    differences = dict[str, dict[str, Any]]()
+    found, differences = crossed.intervals(np.stack([*gaps.values()]), of_shares), {}
     sided = zip(*crossed.one_sided(found.middle, found.spread), strict=True)
     ends = zip(found.middle - found.half, found.middle + found.half, strict=True)
     for (name, own), (low, high), p in zip(gaps.items(), ends, sided, strict=True):
         by_prompt, both = own.mean(1), 2 * float(min(p))
-        apart, equal = int(np.count_nonzero(by_prompt)), float(np.ptp(by_prompt)) < EQUAL
-        if apart < statistics.FEW or equal:
-            both = max(both, 2 * 0.5**apart)
+        different, equal = int(np.count_nonzero(by_prompt)), float(np.ptp(by_prompt)) < EQUAL
+        if different < statistics.FEW or equal:
+            both = max(both, 2 * 0.5**different)
         one = {"mean": float(own.mean()), "low": float(low), "high": float(high), "n": len(own)}
         differences[name] = {**one, "p": min(1.0, both)}
     return differences
@@ -240,42 +239,44 @@ def _scaled(found: dict[str, Any], bottom: float, top: float) -> dict[str, Any]:
     return {**found, **ends}
 
 
-def _visible(found: Parts, count: int, width: float, percent: bool) -> list[str]:
+def _visible(scores: Scores, metric: str, baseline: str, names: Sequence[str]) -> list[str]:
     """The smallest difference that the table could see, as a range, because few seeds say little of
-    what seeds add; and what lowers it. width: of the scale of the parts.
+    what seeds add; and what lowers it.
     """
-    if found.runs == 1:
-        return []
-    least, _, most = crossed.visible(found, ERROR / count)
+    grid, measure = _grid(scores, metric), scores.measures[metric]
+    bottom, top = (measure.scale or Scale(None)).levels or (0.0, 1.0)
+    gaps = np.stack([grid[name] - grid[baseline] for name in names]) / (top - bottom)
+    found = crossed.intervals(gaps, bool((measure.scale or Scale(None)).levels)).parts
+    least, _, most = crossed.visible(found, ERROR / len(gaps))
     prompts, seeds, rest = (float(one.mean()) for one in (found.prompts, found.seeds, found.rest))
     what = "four times as many prompts about halve that"
     if seeds - rest > LARGE * (prompts + seeds - rest):
         what = "four times as many seeds halve that, no number of prompts does"
-    ends = width * least, width * most
-    if percent and least >= 1:
+    ends = (top - bottom) * least, (top - bottom) * most
+    if measure.percent and least >= 1:
         return [f"could see no difference at all; {what}"]
-    low, high = (f"{100 * min(1.0, end):.0f}" if percent else f"{end:.2g}" for end in ends)
-    return [f"could see a difference of {low} to {high}{' points' * percent}; {what}"]
+    low, high = (f"{100 * min(1.0, end):.0f}" if measure.percent else f"{end:.2g}" for end in ends)
+    points = " points" if measure.percent else ""
+    return [f"could see a difference of {low} to {high}{points}; {what}"]
 
 
-def _claimed(rows: Sequence[Row], headline: str) -> list[Row]:
+def claimed(rows: Sequence[Row]) -> list[Row]:
     """Rows with adjusted p values: half of the error in each direction.
 
-    Better: the policies share it equally, and one that passes by the headline has its share for the
-    other metrics (Holm 1979). Worse: all policies and metrics share it equally.
+    Better: the policies share it equally, and one that passes by the metric that decides first has
+    its share for the others (Holm 1979). Worse: all policies and metrics share it equally.
     """
     better, worse = dict[str, dict[int, float]](), dict[int, float]()
     for at, row in enumerate(rows):
-        if row.tested and row.difference:
+        if decides(row) and row.difference.get("mean") is not None:
             p, gains = row.difference["p"], row.direction == 1
             better.setdefault(row.policy, {})[at] = p if gains else 1.0
             worse[at] = 1.0 if gains else p
     adjusted = statistics.holm(worse)
     for own in better.values():
-        head = [at for at in own if rows[at].metric == headline]
-        first = max(own.pop(at) for at in head) if head else 1.0
-        others = statistics.holm(own)
-        for at, p in {**dict.fromkeys(head, first), **others}.items():
+        head = min(own, key=lambda at: TRUST.index(rows[at].trained_on))
+        first = own.pop(head)
+        for at, p in {head: first, **statistics.holm(own)}.items():
             if rows[at].direction == 1:
                 adjusted[at] = min(1.0, len(better) * max(first, p))
     return [replace(row, p=adjusted.get(at)) for at, row in enumerate(rows)]

@@ -142,24 +142,25 @@ class Scores:
         The mean of their values is that sum, and the variance / n is its variance: the sum of those
         of the parts (Cochran 1977, "Sampling techniques", section 5.3).
         """
-        known, combined = dict[tuple[str, str], list[float]](), list[Score]()
+        known, combined = dict[tuple[str, int, str], list[float]](), list[Score]()
         for one in self.rows:
             if one.value is not None:
-                known.setdefault((one.policy, one.metric), []).append(one.value)
+                known.setdefault((one.policy, one.seed, one.metric), []).append(one.value)
         means = {key: statistics.mean(values) for key, values in known.items()}
         for name, measure in self.measures.items():
             for one in self.rows:
-                counts = [len(known.get((one.policy, metric), ())) for metric in measure.parts]
+                run = one.policy, one.seed
+                counts = [len(known.get((*run, metric), ())) for metric in measure.parts]
                 share = measure.parts.get(one.metric)
                 if one.value is None or share is None or min(counts) < 2:
                     continue
                 whole = 0.0
                 for metric, part in measure.parts.items():
-                    whole += part * means[one.policy, metric]
-                n, count = sum(counts), len(known[one.policy, one.metric])
+                    whole += part * means[(*run, metric)]
+                n, count = sum(counts), len(known[(*run, one.metric)])
                 # The variance counts one too few for all values, not for each part
                 wider = math.sqrt(n * (n - 1) / count / (count - 1))
-                value = whole + share * wider * (one.value - means[one.policy, one.metric])
+                value = whole + share * wider * (one.value - means[(*run, one.metric)])
                 place, added = f"{one.metric} {one.prompt}", share * one.value
                 new = Score(name, one.policy, place, value, one.unit, one.seed, outcome=added)
                 combined.append(new)

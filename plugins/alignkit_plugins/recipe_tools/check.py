@@ -134,7 +134,7 @@ def planned(run: Run) -> Iterator[str]:
 
 def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
     from alignkit.io.results import WORK, damage_of, find, read_record
-    from alignkit_plugins.report.changes import change_since
+    from alignkit_plugins.cells.changes import change_since
 
     name, key = stage.name, run.hashes[stage.name]
     record = run.store.record(name)

@@ -20,8 +20,8 @@ from alignkit.io.text import redacted
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
 from alignkit.runs.signals import stoppable
+from alignkit_plugins.cells.changes import change_in_words, changes
 from alignkit_plugins.people.step import NobodyAsked
-from alignkit_plugins.report.changes import change_in_words, changes
 from alignkit_plugins.report.history import read_object
 from alignkit_plugins.servers.remote import stored_replies_only
 

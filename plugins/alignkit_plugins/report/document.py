@@ -8,6 +8,7 @@ from typing import Any
 
 from alignkit.contract.report import Report, Table
 from alignkit_plugins.ai_feedback.judge_card import sentence
+from alignkit_plugins.cells.earlier import evaluated
 from alignkit_plugins.compare.rows import RATED, Row, main_rows, rows_in
 from alignkit_plugins.compare.tables import cell, comparisons, details, over, table
 from alignkit_plugins.compare.verdicts import GAINS
@@ -15,7 +16,6 @@ from alignkit_plugins.people import agreement
 from alignkit_plugins.report import data_card
 from alignkit_plugins.report.facts import stage_words
 from alignkit_plugins.report.figures import figures_of, worded
-from alignkit_plugins.report.swaps import evaluated
 from alignkit_plugins.servers.page import templates
 from alignkit_plugins.text.readable import bounds, duration, mapping, short, size
 
@@ -60,11 +60,10 @@ def _evaluation(
     for note in evaluation.get("notes") or ():
         if not note.startswith("warning: "):
             notes.append(note)
-    for swap in facts["swaps"]:
-        if swap["stage"] == item["stage"]:
-            compared.append(comparisons(rows_in(swap)))
-            if why := swap["differs"]:
-                notes.append(f"{swap['result']} and {swap['against']} do not compare: {why}")
+    for one in facts["cells"]:
+        if one["stage"] == item["stage"]:
+            compared.append(comparisons(rows_in(one)))
+            notes += one["notes"]
     for name, card in mapping(evaluation.get("judge_cards")).items():
         notes.append(sentence(name, card))
     means = table(main_rows(rows), over(evaluation))

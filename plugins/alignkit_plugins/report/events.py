@@ -30,10 +30,17 @@ def run_started(run: ObservedRun) -> None:
 def stage_changed(
     run: ObservedRun, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]
 ) -> None:
-    from alignkit_plugins.report.changes import change_since
+    from alignkit_plugins.cells.changes import change_since
 
     why = change_since(record, parts, run.recipe.stages[stage])
     run.say(f"{stage}: changed since the last run{why}, starting over")
+
+
+@hookimpl
+def stage_finished(run: ObservedRun, stage: str) -> None:
+    from alignkit_plugins.cells.rows import keep_row
+
+    keep_row(run.recipe, run.folder, stage)
 
 
 @hookimpl

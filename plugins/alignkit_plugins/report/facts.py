@@ -18,13 +18,15 @@ from alignkit.io.results import AGREEMENT, RECIPE, damage_of, json_lines, read_r
 from alignkit.io.text import redacted
 from alignkit.recipe.yaml import plain_data
 from alignkit.tokens.counts import DROP_REASONS
+from alignkit_plugins.cells.changes import listed
+from alignkit_plugins.cells.earlier import ONE_SEED, Change, changed, with_earlier
 from alignkit_plugins.command_line.find import find_run
 from alignkit_plugins.compare import verdicts
 from alignkit_plugins.compare.rows import BASE_MODEL, COIN, rows_in
 from alignkit_plugins.report.data_card import left_out
 from alignkit_plugins.report.figures import series_of
 from alignkit_plugins.report.history import read_object, starts_of, warnings_of
-from alignkit_plugins.report.swaps import Swap, samples, swaps_of, with_earlier
+from alignkit_plugins.report.samples import samples
 from alignkit_plugins.text.readable import estimate_text, mapping, number
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
@@ -51,7 +53,7 @@ def facts_of(folder: Path) -> Facts:
         stages.append(Stage(folder / name, mapping(written)))
     last: dict[str, Any] = [{}, *starts_of(folder)][-1]
     facts: Facts = {"alignkit": alignkit.__version__, "run": _run(folder, recipe, last, stages)}
-    parts = ("verdicts", "stages", "swaps", "evaluations", "samples", "data", "people", "dropped")
+    parts = ("verdicts", "stages", "cells", "evaluations", "samples", "data", "people", "dropped")
     facts |= {part: [] for part in (*parts, "reports")}
     versions = dict[str, str]()
     for stage in stages:
@@ -63,11 +65,11 @@ def facts_of(folder: Path) -> Facts:
         if report := stage.record.get("report"):
             facts["reports"].append({"stage": stage.name, "blocks": report})
         if stage.evaluation:
-            swaps = swaps_of(folder, stage.name)
-            facts["swaps"] += swaps
+            cells = changed(folder, stage.name)
+            facts["cells"] += cells
             facts["evaluations"].append({"stage": stage.name, "evaluation": stage.evaluation})
             facts["samples"] += samples(stage.name, stage.folder, stage.evaluation)
-            facts["verdicts"] += _verdicts(stage, swaps)
+            facts["verdicts"] += _verdicts(stage, cells)
     facts["warnings"] = list(_warnings(folder, stages))
     facts["next"] = _next(folder, stages, facts["verdicts"], last.get("command", ""))
     facts["reproduce"] = {
@@ -294,15 +296,19 @@ def _warnings(folder: Path, stages: Sequence[Stage]) -> Iterator[dict[str, str]]
             yield {"stage": name if name in names else "", "text": text}
 
 
-def _verdicts(stage: Stage, swaps: Sequence[Swap]) -> list[dict[str, Any]]:
+def _verdicts(stage: Stage, cells: Sequence[Change]) -> list[dict[str, Any]]:
     """What an evaluation says of each policy, and of current results against earlier ones."""
-    found = verdicts.verdicts(with_earlier(stage.evaluation, swaps))
-    for swap in swaps:
-        for verdict in verdicts.verdicts(rows_in(swap)):
+    found = verdicts.verdicts(with_earlier(stage.evaluation, cells))
+    for one in cells:
+        for at, verdict in enumerate(found):
+            if verdict.policy == one["policy"]:  # nothing compares
+                found[at] = replace(verdict, sentences=[*verdict.sentences, *one["notes"]])
+        for verdict in verdicts.verdicts(rows_in(one)):
             first, *others = verdict.sentences
-            if unequal := swap["settings"]:
-                first += f" They differ in {', '.join(unequal)}."
-            found.append(replace(verdict, sentences=[first, *others]))
+            if one["settings"]:
+                first += f" They differ in {listed(one['settings'])}."
+            sentences = [f"{first} {ONE_SEED}", *one["notes"], *others]
+            found.append(replace(verdict, sentences=sentences))
     return [{"stage": stage.name, **asdict(verdict)} for verdict in found]
 
 

@@ -4,7 +4,7 @@ to do next.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from textwrap import wrap
@@ -14,17 +14,17 @@ from alignkit.contract.report import WIDTH, Block, Report, Table
 from alignkit.io.results import is_result_name
 from alignkit.io.text import printable
 from alignkit.recipe.schema import BASE
+from alignkit_plugins.cells.earlier import evaluated
 from alignkit_plugins.compare.rows import ANSWERS, Row, main_rows, rows_in
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.report.document import chosen
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.swaps import evaluated
 from alignkit_plugins.text.readable import duration
 from alignkit_plugins.text.rows import cut
 
 MORE = " ..."  # the end of a line that is cut
 LINES = 23  # the screen's; what a run or `show` adds makes up to 25
-OF_VERDICT, OF_STAGES, OF_WARNING, OF_SAMPLE = 4, 3, 2, 4  # lines
+OF_VERDICT, OF_STAGES, OF_WARNING, OF_SAMPLE = 5, 3, 2, 4  # lines
 
 
 def results(folder: Path, records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
@@ -107,14 +107,18 @@ def _numbers(facts: Mapping[str, Any], room: int, most: int) -> list[str]:
     one. room: lines; most: for those that decide.
     """
     rows, stages, worse = list[Row](), evaluated(facts), set[str]()
-    for swap in facts["swaps"]:
-        worse |= {row.metric for row in rows_in(swap) if row.clear == -1}
+    newest, older = set[str](), list[str]()
+    for one in facts["cells"]:
+        compared = rows_in(one)
+        worse |= {row.metric for row in compared if row.clear == -1}
+        newest.add(one["result"])
+        for row in compared:
+            if row.policy not in (one["result"], one["against"], *older):
+                older.append(row.policy)
     for stage in reversed(stages):
         for row in main_rows(stages[stage]):
             if row.clear == -1:
                 worse.add(row.metric)
-            if is_result_name(row.policy):  # in narrow columns
-                row = replace(row, policy=row.policy.replace("@", "@\n"))
             if row.kind == ANSWERS:
                 row = replace(row, estimate={"mean": row.estimate.get("mean")})
             if len(stages) > 1:
@@ -130,13 +134,28 @@ def _numbers(facts: Mapping[str, Any], room: int, most: int) -> list[str]:
     lines = list[str]()
     for count in range(len(names), 0, -1):
         shown = [row for row in rows if row.metric in names[:count]]
-        lines = _laid_out(table(shown))
+        lines = _columns(shown, newest, older)
         if left := len(names) - count:
             rest = f"{left} more in {'/report.txt, '.join(stages)}/report.txt"
             lines.append(cut(rest, WIDTH, MORE))
         if len(lines) <= (room if count > decide else most):
             break
     return lines[: max(0, most)]
+
+
+def _columns(rows: Sequence[Row], newest: Container[str], older: Sequence[str]) -> list[str]:
+    """A table with the newest results marked, without older ones for which it has no room."""
+    named = list[Row]()
+    for row in rows:
+        name = row.policy
+        if is_result_name(name):  # in narrow columns
+            name = name.replace("@", "@\n") + "\n(newest)" * (name in newest)
+        named.append(replace(row, policy=name))
+    lines = _laid_out(table(named))
+    if older and max(map(len, lines)) > WIDTH:
+        first, *others = older
+        return _columns([row for row in rows if row.policy != first], newest, others)
+    return lines
 
 
 def _others(facts: Mapping[str, Any], room: int) -> list[str]:

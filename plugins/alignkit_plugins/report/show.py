@@ -64,7 +64,7 @@ def show(
     from alignkit_plugins.command_line.find import RUNS, find_run, runs_in
 
     folder = folders[0] if folders else None
-    if folders and (len(folders) > 1 or (folders[0] / CELLS).is_dir()):
+    if folders and (len(folders) > 1 or _has_cells(folders[0])):
         from alignkit_plugins.cells.table import report_of
 
         report, found = report_of(folders)
@@ -86,6 +86,12 @@ def show(
     if prune:
         blocks.append(pruned(run))
     return reported(Report(blocks), "run_report", facts)
+
+
+def _has_cells(folder: Path) -> bool:
+    """Whether a folder is of cells, perhaps none of which is complete."""
+    own = is_file(folder / RECIPE) and not any((folder / CELLS).glob("*=*.json"))
+    return (folder / CELLS).is_dir() and not own
 
 
 def _listed(runs: Sequence[Path]) -> Table:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from alignkit.errors import path_text
 from alignkit.io.text import redacted
 from alignkit.recipe.schema import Stage
 
+MOST = 3  # differences that a line names
 LONGEST = 40  # characters of a value that a message shows; digests have 64
 _CODE = {"source", "version", "recognized"}  # a plugin's parts, compared by digests
 _AROUND = ("settings", "component", "options", "sources")  # keys that a recipe does not write
@@ -76,11 +77,50 @@ def change_since(record: Mapping[str, Any], parts: Mapping[str, Any], stage: Sta
     record: of stage.json. parts: what the key is made of now.
     """
     now = redacted(json.loads(json.dumps(parts, default=str)))
-    found = record.get("depends_on") and differing(record["depends_on"], now, stage.kind)
-    return f" ({', '.join(found)})" if found else ""
+    found = record.get("depends_on") and _differing(record["depends_on"], now, stage.kind)
+    return f" ({listed(found)})" if found else ""
 
 
-def differing(before: Mapping[str, Any], now: Mapping[str, Any], kind: str) -> list[str]:
+def listed(words: Sequence[str]) -> str:
+    """The first differences, and how many more there are."""
+    more = f" and {len(words) - MOST} more" if len(words) > MOST else ""
+    return ", ".join(words[:MOST]) + more
+
+
+def settings_apart(
+    before: Mapping[str, Any], now: Mapping[str, Any], stage: str, policy: str
+) -> list[str]:
+    """In what the recipes of two rows of runs differ, but for the evaluation step, in words: those
+    of the policy's stage first, as they are written there.
+    """
+    own, others = list[str](), list[str]()
+    for change in changes(*(_settings(row, stage) for row in (before, now))):
+        if change.path[:2] == ("stages", policy):
+            own.append(change_in_words(change._replace(path=change.path[2:])))
+        else:
+            others.append(
+                change_in_words(change._replace(path=change.path[change.path[0] == "stages" :]))
+            )
+    return own + others
+
+
+def _settings(row: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """The settings of a row, with the learning rates that its stages had. Options of an algorithm
+    are last, because those of another one may all differ.
+    """
+    stages = dict[str, Any]()
+    for name, written in row["settings"]["stages"].items():
+        if name != stage:
+            plugin, options = written.get("algorithm"), dict[str, Any]()
+            if isinstance(plugin, Mapping):
+                ((plugin, options),) = plugin.items()
+            rate = row["stages"].get(name, {}).get("learning_rate")
+            own = {**written, "algorithm": plugin, "learning_rate": rate}
+            stages[name] = {**own, "options": options}
+    return {**row["settings"], "stages": stages}
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any], kind: str) -> list[str]:
     """What differs between the parts of two keys, in words, the user's changes first. kind: what
     their plugin is.
     """
