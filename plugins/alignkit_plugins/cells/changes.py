@@ -77,7 +77,7 @@ def change_since(record: Mapping[str, Any], parts: Mapping[str, Any], stage: Sta
     record: of stage.json. parts: what the key is made of now.
     """
     now = redacted(json.loads(json.dumps(parts, default=str)))
-    found = record.get("depends_on") and _differing(record["depends_on"], now, stage.kind)
+    found = record.get("depends_on") and differing(record["depends_on"], now, stage.kind)
     return f" ({listed(found)})" if found else ""
 
 
@@ -87,40 +87,7 @@ def listed(words: Sequence[str]) -> str:
     return ", ".join(words[:MOST]) + more
 
 
-def settings_apart(
-    before: Mapping[str, Any], now: Mapping[str, Any], stage: str, policy: str
-) -> list[str]:
-    """In what the recipes of two rows of runs differ, but for the evaluation step, in words: those
-    of the policy's stage first, as they are written there.
-    """
-    own, others = list[str](), list[str]()
-    for change in changes(*(_settings(row, stage) for row in (before, now))):
-        if change.path[:2] == ("stages", policy):
-            own.append(change_in_words(change._replace(path=change.path[2:])))
-        else:
-            others.append(
-                change_in_words(change._replace(path=change.path[change.path[0] == "stages" :]))
-            )
-    return own + others
-
-
-def _settings(row: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """The settings of a row, with the learning rates that its stages had. Options of an algorithm
-    are last, because those of another one may all differ.
-    """
-    stages = dict[str, Any]()
-    for name, written in row["settings"]["stages"].items():
-        if name != stage:
-            plugin, options = written.get("algorithm"), dict[str, Any]()
-            if isinstance(plugin, Mapping):
-                ((plugin, options),) = plugin.items()
-            rate = row["stages"].get(name, {}).get("learning_rate")
-            own = {**written, "algorithm": plugin, "learning_rate": rate}
-            stages[name] = {**own, "options": options}
-    return {**row["settings"], "stages": stages}
-
-
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any], kind: str) -> list[str]:
+def differing(before: Mapping[str, Any], now: Mapping[str, Any], kind: str) -> list[str]:
     """What differs between the parts of two keys, in words, the user's changes first. kind: what
     their plugin is.
     """

@@ -4,13 +4,13 @@ there for another result of a policy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from alignkit.io.results import read_record, results_of_stage
-from alignkit_plugins.cells.changes import settings_apart
+from alignkit_plugins.cells.changes import differing
 from alignkit_plugins.cells.rows import own_rows_of, scores_in
 from alignkit_plugins.cells.table import apart, claimed, compared, difference
 from alignkit_plugins.compare.rows import Row, plain, rows_in
@@ -28,58 +28,64 @@ def changed(run: Path, stage: str) -> list[Change]:
     `results`: rows of these and of still earlier results, as in evaluation.json, and `notes`: on
     those, and why others do not compare.
     """
-    key = read_record(run / stage).get("hash")
+    key, found = read_record(run / stage).get("hash"), list[Change]()
     rows = [row for row in own_rows_of(run) if stage in row["evaluations"]]
     rows.sort(key=lambda row: row["stages"][stage]["finished"], reverse=True)
-    current = [row for row in rows if row["stages"][stage]["hash"] == key]
-    found = list[Change]()
-    for now in current[:1]:
-        for policy in now["evaluations"][stage]["policies"]:
-            change = _of_policy(run, stage, policy, now, rows)
-            if change["results"] or change["notes"]:
-                found.append(change)
+    for now in rows:
+        if now["stages"][stage]["hash"] == key:
+            for policy in now["evaluations"][stage]["policies"]:
+                found += _of_policy(run, stage, policy, now, rows)
     return found
 
 
 def _of_policy(
     run: Path, stage: str, policy: str, now: Mapping[str, Any], rows: Sequence[Any]
-) -> Change:
-    """The results of a policy, each the first time that it is in a row."""
-    names = dict[str, str]()
+) -> Iterator[Change]:
+    """What is said of the results of a policy, if there are several. rows: the newest first."""
+    records, names = dict[str, Any](), dict[str, str]()
     for name, folder in results_of_stage(run, policy).items():
-        names[read_record(folder)["hash"]] = name
-    ours, others, notes = now["evaluations"][stage], dict[str, Any](), list[str]()
+        records[name] = read_record(folder)
+        names[records[name]["hash"]] = name
     result = names.pop(_key(now, policy), "")
+    ours, others, left_out = now["evaluations"][stage], dict[str, Any](), dict[str, str]()
     for row in rows if result else ():
-        name = names.get(_key(row, policy), "")
-        theirs = row["evaluations"][stage]
-        if not name or name in others or policy not in theirs["policies"]:
-            continue
-        measured = {**ours["measured"], **theirs["measured"]}
-        why = difference(ours["measured"], theirs["measured"], [*measured])
-        if why := why or difference(now, row, ["seed"]) or difference(ours, theirs, SAME):
-            notes.append(f"{result} and {name} do not compare: {why}.")
-        else:
-            others[name] = row
-    first = "".join([*others][:1])
-    found = {"stage": stage, "policy": policy, "result": result, "against": first}
-    if not others:
-        return {**found, "settings": [], "results": [], "notes": notes}
-    evaluations, answers = list[Any](), list[Row]()
-    for name, row in reversed(others.items()):
-        evaluations.append((row["evaluations"][stage], {policy: name}, 0))
-        own = rows_in({"results": row["evaluations"][stage]["answers"]})
-        answers += [replace(one, policy=name) for one in own if one.policy == policy]
-    scores = scores_in([*evaluations, (ours, {policy: result}, 0)])
-    results = claimed(compared(scores, first, [result])) + answers
-    for further in apart(scores, ours["headline"], [*others][1:], [result]):
-        notes.append(f"{further}.")
-    return {
-        **found,
-        "settings": settings_apart(others[first], now, stage, policy),
-        "results": list(map(plain, results)),
-        "notes": notes,
-    }
+        name, theirs = names.get(_key(row, policy), ""), row["evaluations"][stage]
+        if name and name not in others and policy in theirs["policies"]:
+            if why := _difference(now, row, stage):
+                left_out[name] = f"{result} and {name} do not compare: {why}."
+            else:
+                others[name] = theirs
+                left_out.pop(name, None)
+    first, *older = [*others, ""]
+    settings, results, notes = list[str](), list[Row](), [*left_out.values()]
+    if first:
+        evaluations = [(one, {policy: name}, 0) for name, one in others.items()]
+        scores = scores_in([*reversed(evaluations), (ours, {policy: result}, 0)])
+        results += claimed(compared(scores, first, [result]))
+        for name, one in others.items():
+            answers = rows_in({"results": one["answers"]})
+            results += [replace(row, policy=name) for row in answers if row.policy == policy]
+        settings += differing(_parts(records[first]), _parts(records[result]), "algorithm")
+        for further in apart(scores, ours["headline"], older[:-1], [result]):
+            notes.append(f"{further}.")
+    if results or notes:
+        names_of = {"stage": stage, "policy": policy, "result": result, "against": first}
+        found = {"settings": settings, "results": list(map(plain, results)), "notes": notes}
+        yield {**names_of, **found}
+
+
+def _difference(now: Mapping[str, Any], row: Mapping[str, Any], stage: str) -> str:
+    """In what the evaluations of two rows differ, so that they do not compare; or an empty text."""
+    ours, theirs = (one["evaluations"][stage] for one in (now, row))
+    measured = {**ours["measured"], **theirs["measured"]}
+    why = difference(ours["measured"], theirs["measured"], [*measured])
+    return why or difference(now, row, ["seed"]) or difference(ours, theirs, SAME)
+
+
+def _parts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result depends on, with the learning rate that it had."""
+    parts, rate = record["depends_on"], record["summary"].get("learning_rate")
+    return {**parts, "settings": {**parts["settings"], "learning_rate": rate}}
 
 
 def _key(row: Mapping[str, Any], policy: str) -> str:

@@ -25,7 +25,6 @@ MACHINE = ("processor", "dtype", "threads")  # facts of a stage on which its num
 # Options of an evaluation on which its scores depend
 DECIDES = ("prompts", "rewards", "metrics", "composites", "examples")
 COLUMNS = {"scores": "value", "lengths": "length", "outcomes": "outcome"}  # facts of a Score
-SETTINGS = ("seed", "model", "stages")  # keys of a recipe on which numbers depend
 
 
 def row_of(recipe: Recipe, folder: Path, steps: Sequence[str] = ()) -> dict[str, Any]:
@@ -38,7 +37,6 @@ def row_of(recipe: Recipe, folder: Path, steps: Sequence[str] = ()) -> dict[str,
     return {
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "settings": {key: recipe.resolved[key] for key in SETTINGS if key in recipe.resolved},
         "stages": stages,
         "evaluations": evaluations,
     }
@@ -82,7 +80,6 @@ def _stage(folder: Path) -> dict[str, Any]:
     for name, file in record.get("files", {}).items():
         if name.startswith("adapter/"):
             weights.append(file["sha256"])
-    facts["learning_rate"] = record.get("summary", {}).get("learning_rate")
     return {**facts, "adapter": digest(weights) if weights else ""}
 
 

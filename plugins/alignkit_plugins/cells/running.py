@@ -39,10 +39,10 @@ DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG
 Load = Callable[[Sequence[str]], Recipe]
 
 
-def run_cells(
+def cells(
     load: Load, command: Sequence[str], words: Sequence[str], out: Path | None, jobs: int, part: str
-) -> Path:
-    """Run the cells that `--each` makes; returns the folder of the run.
+) -> Result:
+    """The command `alignkit run --each`: run the cells that it makes, and say what they found.
 
     load: the recipe with further overrides. command: the words that run a cell, but for those.
     words: of `--each`. part: `I/N`, the share of the cells to run; empty: all. A cell that fails
@@ -51,13 +51,13 @@ def run_cells(
     Raises RecipeError, before anything runs, for a value that the recipe does not take, and
     RunFailed at the end if a cell has failed.
     """
-    cells = cells_of(words)
-    recipes = {cell.address: load(cell.overrides) for cell in cells}
+    every = cells_of(words)
+    recipes = {cell.address: load(cell.overrides) for cell in every}
     _check_different(recipes)
     plain = load([])
     folder = folder_of(plain, out)
     base = base_of(plain)
-    chosen = _share(cells, part)
+    chosen = _share(every, part)
     make_folder(folder / CELLS)
     reporter = Reporter()
     reporter.say(f"{len(chosen)} cell{'s' * (len(chosen) != 1)}, {folder / CELLS}")
@@ -66,7 +66,8 @@ def run_cells(
     if failed:
         help = "the same command runs them again, and only them"
         raise RunFailed(f"failed: {', '.join(failed)}\nhelp: {help}")
-    return folder
+    report, facts = report_of([folder])
+    return reported(report, "cells", {"folder": folder, **facts})
 
 
 def base_of(recipe: Recipe) -> str:
@@ -176,12 +177,3 @@ class Process:
 def _end_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DEATH_OF_PARENT, signal.SIGKILL)
-
-
-def cells(
-    load: Load, command: Sequence[str], words: Sequence[str], out: Path | None, jobs: int, part: str
-) -> Result:
-    """The command `alignkit run --each`."""
-    folder = run_cells(load, command, words, out, jobs, part)
-    report, facts = report_of([folder])
-    return reported(report, "cells", {"folder": folder, **facts})

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from alignkit.contract.report import Block, Report, Table
+from alignkit.contract.report import Block, Report
 from alignkit.errors import DataError
 from alignkit.evaluation import statistics
 from alignkit_plugins.cells import crossed
@@ -19,7 +19,7 @@ from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.cells.rows import MACHINE, rows_of, scores_in
 from alignkit_plugins.compare.rows import TRUST, Row, decides, plain
 from alignkit_plugins.compare.scores import Measure, Scale, Scores, compare
-from alignkit_plugins.compare.tables import LOWER, cell
+from alignkit_plugins.compare.tables import table
 from alignkit_plugins.compare.verdicts import MORE, verdicts
 from alignkit_plugins.text.readable import estimate_text
 
@@ -244,9 +244,10 @@ def _visible(scores: Scores, metric: str, baseline: str, names: Sequence[str]) -
     what seeds add; and what lowers it.
     """
     grid, measure = _grid(scores, metric), scores.measures[metric]
-    bottom, top = (measure.scale or Scale(None)).levels or (0.0, 1.0)
+    levels = (measure.scale or Scale(None)).levels
+    bottom, top = levels or (0.0, 1.0)
     gaps = np.stack([grid[name] - grid[baseline] for name in names]) / (top - bottom)
-    found = crossed.intervals(gaps, bool((measure.scale or Scale(None)).levels)).parts
+    found = crossed.intervals(gaps, bool(levels)).parts
     least, _, most = crossed.visible(found, ERROR / len(gaps))
     prompts, seeds, rest = (float(one.mean()) for one in (found.prompts, found.seeds, found.rest))
     what = "four times as many prompts about halve that"
@@ -292,10 +293,10 @@ def report_of(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
         raise DataError(f"{runs[0]}: no cell is complete yet")
     blocks, facts, machines = list[Block](), dict[str, Any](), dict[str, set[str]]()
     for stage in dict.fromkeys(name for one in cells for name in one["evaluations"]):
-        table = table_of([one for one in cells if stage in one["evaluations"]], stage)
-        blocks += _blocks(table, len(cells))
-        results = list(map(plain, table.rows))
-        facts[stage] = {"seeds": table.seeds, "results": results, "notes": table.notes}
+        made = table_of([one for one in cells if stage in one["evaluations"]], stage)
+        blocks += _blocks(made, len(cells))
+        results = list(map(plain, made.rows))
+        facts[stage] = {"seeds": made.seeds, "results": results, "notes": made.notes}
     for stage in (stage for one in cells for stage in one["stages"].values()):
         for fact in MACHINE:
             machines.setdefault(fact, set()).add(str(stage.get(fact) or ""))
@@ -308,18 +309,13 @@ def report_of(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
     return Report(blocks), {"cells": [one["values"] for one in cells], "evaluations": facts}
 
 
-def _blocks(table: CellTable, cells: int) -> list[Block]:
-    metrics = {row.metric: f"{row.metric}{LOWER * row.lower}" for row in table.rows}
-    lines = dict[str, dict[str, str]]()
-    for row in table.rows:
-        lines.setdefault(row.policy, dict.fromkeys(metrics, "-"))[row.metric] = cell(row)
-    seeds = f"seed{'s' * (len(table.seeds) > 1)} {', '.join(map(str, table.seeds))}"
+def _blocks(found: CellTable, cells: int) -> list[Block]:
+    several = len(found.seeds) > 1
+    seeds = f"seed{'s' * several} {', '.join(map(str, found.seeds))}"
     title = f"mean and 95% interval over prompts and seeds: {cells} cells, {seeds}"
-    note = f"{LOWER} lower is better" if any(row.lower for row in table.rows) else ""
-    grid = [[name, *line.values()] for name, line in lines.items()]
-    blocks: list[Block] = [Table(title, ["policy", *metrics.values()], grid, note=note)]
     texts = list[str]()
-    for verdict in verdicts(table.rows):
+    for verdict in verdicts(found.rows):
         shown = [one for one in verdict.sentences if not one.startswith((MORE, UNCLEAR))]
         texts.append(" ".join(shown))
-    return [*blocks, "\n".join([*texts, *table.notes, *[VARY] * (len(table.seeds) > 1)])]
+    notes = "\n".join([*texts, *found.notes, *[VARY] * several])
+    return [table(found.rows, title, lines="policy"), notes]

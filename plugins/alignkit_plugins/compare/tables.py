@@ -29,22 +29,29 @@ def over(evaluation: Mapping[str, Any]) -> str:
     return f"mean and 95% interval over {short(prompts)} prompts{independent}{held_out}"
 
 
-def table(rows: Sequence[Row], title: str = "", *, differences: bool = False) -> Table:
-    """A table with a line per metric and a column per policy, whose cells are means, or differences
-    from the baseline. In a line with intervals, what has none, as all its values are alike, says so.
+def table(
+    rows: Sequence[Row], title: str = "", *, differences: bool = False, lines: str = "metric"
+) -> Table:
+    """A table of policies by metrics, whose cells are means, or differences from the baseline. In a
+    line with intervals, what has none, as all its values are alike, says so. lines: what has a
+    line, metric or policy; the other has a column.
     """
     known = {row.metric for row in rows if row.kind in RATED and "[" in cell(row, differences)}
-    policies = list(dict.fromkeys(row.policy for row in rows))
-    lines: dict[str, list[str]] = {}
+    cells = dict[str, dict[str, str]]()
+    columns = dict[str, None]()
     for row in rows:
-        head = f"{row.metric}{LOWER}" if row.lower else row.metric
-        line = lines.setdefault(row.metric, [head, *["-"] * len(policies)])
+        metric = f"{row.metric}{LOWER}" if row.lower else row.metric
         text = cell(row, differences)
         if row.metric in known and text[-1] in "0123456789%":
             text += UNKNOWN
-        line[1 + policies.index(row.policy)] = text
+        line, column = (metric, row.policy) if lines == "metric" else (row.policy, metric)
+        cells.setdefault(line, {})[column] = text
+        columns[column] = None
+    grid = [
+        [line, *({**dict.fromkeys(columns, "-"), **own}.values())] for line, own in cells.items()
+    ]
     note = f"{LOWER} lower is better" if any(row.lower for row in rows) else ""
-    return Table(title, ["", *policies], list(lines.values()), note=note)
+    return Table(title, ["" if lines == "metric" else lines, *columns], grid, note=note)
 
 
 def comparisons(rows: Sequence[Row]) -> Table:

@@ -298,16 +298,15 @@ def _warnings(folder: Path, stages: Sequence[Stage]) -> Iterator[dict[str, str]]
 
 def _verdicts(stage: Stage, cells: Sequence[Change]) -> list[dict[str, Any]]:
     """What an evaluation says of each policy, and of current results against earlier ones."""
-    found = verdicts.verdicts(with_earlier(stage.evaluation, cells))
+    found, alone = list[verdicts.PolicyVerdict](), {one["policy"]: one["notes"] for one in cells}
+    for verdict in verdicts.verdicts(with_earlier(stage.evaluation, cells)):
+        notes = alone.get(verdict.policy, ())  # those of a policy without a result to compare
+        found.append(replace(verdict, sentences=[*verdict.sentences, *notes]))
     for one in cells:
-        for at, verdict in enumerate(found):
-            if verdict.policy == one["policy"]:  # nothing compares
-                found[at] = replace(verdict, sentences=[*verdict.sentences, *one["notes"]])
         for verdict in verdicts.verdicts(rows_in(one)):
             first, *others = verdict.sentences
-            if one["settings"]:
-                first += f" They differ in {listed(one['settings'])}."
-            sentences = [f"{first} {ONE_SEED}", *one["notes"], *others]
+            apart = f" They differ in {listed(one['settings'])}." if one["settings"] else ""
+            sentences = [f"{first}{apart} {ONE_SEED}", *one["notes"], *others]
             found.append(replace(verdict, sentences=sentences))
     return [{"stage": stage.name, **asdict(verdict)} for verdict in found]
 

@@ -109,11 +109,11 @@ def _numbers(facts: Mapping[str, Any], room: int, most: int) -> list[str]:
     rows, stages, worse = list[Row](), evaluated(facts), set[str]()
     newest, older = set[str](), list[str]()
     for one in facts["cells"]:
-        compared = rows_in(one)
-        worse |= {row.metric for row in compared if row.clear == -1}
         newest.add(one["result"])
-        for row in compared:
-            if row.policy not in (one["result"], one["against"], *older):
+        for row in rows_in(one):
+            if row.clear == -1:
+                worse.add(row.metric)
+            if row.policy not in (*newest, *older):
                 older.append(row.policy)
     for stage in reversed(stages):
         for row in main_rows(stages[stage]):
@@ -144,7 +144,9 @@ def _numbers(facts: Mapping[str, Any], room: int, most: int) -> list[str]:
 
 
 def _columns(rows: Sequence[Row], newest: Container[str], older: Sequence[str]) -> list[str]:
-    """A table with the newest results marked, without older ones for which it has no room."""
+    """A table with the newest results marked. older: the oldest first, which are left out where
+    there is no room, but for the last one.
+    """
     named = list[Row]()
     for row in rows:
         name = row.policy
@@ -152,9 +154,9 @@ def _columns(rows: Sequence[Row], newest: Container[str], older: Sequence[str]) 
             name = name.replace("@", "@\n") + "\n(newest)" * (name in newest)
         named.append(replace(row, policy=name))
     lines = _laid_out(table(named))
-    if older and max(map(len, lines)) > WIDTH:
-        first, *others = older
-        return _columns([row for row in rows if row.policy != first], newest, others)
+    if older[1:] and max(map(len, lines)) > WIDTH:
+        fewer = [row for row in rows if row.policy != older[0]]
+        return _columns(fewer, newest, older[1:])
     return lines
 
 
