@@ -16,7 +16,7 @@ from stores import Clock, event, opened, pair, ranking, several, side, turn
 
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import BadRow, DataError
-from alignkit_plugins.people.collection import Collection, Exchange
+from alignkit_plugins.people.collection import Collection
 from alignkit_plugins.people.items import Item, item_of, joined, questions_of
 from alignkit_plugins.people.labels import BadLabel
 from alignkit_plugins.people.store import Store
@@ -246,12 +246,13 @@ def test_what_is_kept_of_a_chat(tmp_path: Path) -> None:
     assert not chat.path.exists()
     chat.agree("ann", True)
     said: Any = (turn("Hi"), {"role": "assistant", "content": "Yes?"}, turn("Why?"))
-    exchange = Exchange("online", said, "So.", 0.5, 3)
-    with pytest.raises(BadLabel, match="the answer is empty"):
-        chat.keep("ann", replace(exchange, answer=" "))
+    meta = {"seed": 3, "temperature": 0.5}
+    assert (
+        chat.keep("ann", "online", said, " ", meta) == chat.keep("bob", "", said, "So.", {}) == ""
+    )
     facts: Any = {"license": "MIT", "author": "ann", "batch": "chat", "origins": ("run/online",)}
-    item = Item("thumb", said, ("So.",), meta={"seed": 3, "temperature": 0.5}, **facts)
-    assert chat.keep("ann", exchange) == item.id
+    item = Item("thumb", said, ("So.",), meta=meta, **facts)
+    assert chat.keep("ann", "online", said, "So.", meta) == item.id
     assert [stored.item for stored in chat.store().items()] == [item]
     again = Collection(chat.path)
     assert again.agreed("ann") and not again.agreed("bob")

@@ -77,29 +77,17 @@ class Chain:
         """The last revision, or the answer."""
         return self.rounds[-1]["revision"] if self.rounds else self.answer
 
-    def take(self, kind: str, written: Written) -> str:
-        """What a model wrote. Without a text the chain ends here."""
-        if not written.text:
-            self.dropped = f"no {kind}, {written.reason}"
-        return written.text
-
     def ask_for_critique(self, by: Principle) -> None:
         """Begin a round."""
         question = CRITIQUE.replace("{critique}", by.critique or "")
         self.turns = [*self.group.prompt, assistant_turn(self.newest), user_turn(question)]
+        self.rounds.append({"principle": by.name, "critique": "", "revision": ""})
 
-    def ask_for_revision(self, by: Principle, critique: Written) -> None:
+    def ask_for_revision(self, by: Principle, critique: str) -> None:
         """Take a critique, also one that was cut off."""
-        text = self.take("critique", critique)
-        self.rounds.append({"principle": by.name, "critique": text, "revision": ""})
+        self.rounds[-1]["critique"] = critique
         question = REVISION.replace("{revise}", by.revise or "")
-        self.turns += [assistant_turn(text), user_turn(question)]
-
-    def end_round(self, revision: Written) -> None:
-        """The revision, without its lead-in."""
-        self.rounds[-1]["revision"] = without_lead_in(self.take("revision", revision))
-        if revision.text and revision.truncated:
-            self.dropped = "revision longer than max_new_tokens"
+        self.turns += [assistant_turn(critique), user_turn(question)]
 
 
 class Revise(AskingStep):
@@ -159,7 +147,7 @@ class Revise(AskingStep):
         def written(
             kind: str, writer: Writer, most: int, number: int = 0
         ) -> Iterator[tuple[Chain, Written]]:
-            """What comes next in each chain. number: of the round, from 0."""
+            """What comes next in each chain, which ends without it. number: of the round, from 0."""
             going = [chain for chain in chains if not chain.dropped]
 
             def seed(first: int) -> int:
@@ -169,17 +157,24 @@ class Revise(AskingStep):
             questions = [Group(tuple(each.turns), tools=each.group.tools) for each in going]
             replies = ask(context, f"{kind}-{number + 1}", writer, questions, most, seed=seed)
             desk.spent += replies
-            return zip(going, replies, strict=True)
+            for chain, reply in zip(going, replies, strict=True):
+                if reply.text:
+                    yield chain, reply
+                else:
+                    chain.dropped = f"no {kind}, {reply.reason}"
 
         for chain, reply in written("answer", answering, length):
-            chain.answer = chain.take("answer", reply)
+            chain.answer = reply.text
         for number in range(options.rounds):
             for chain in chains:
-                chain.ask_for_critique(chain.principles[number])
+                if not chain.dropped:
+                    chain.ask_for_critique(chain.principles[number])
             for chain, reply in written("critique", critic, options.critique_tokens, number):
-                chain.ask_for_revision(chain.principles[number], reply)
+                chain.ask_for_revision(chain.principles[number], reply.text)
             for chain, reply in written("revision", critic, length, number):
-                chain.end_round(reply)
+                chain.rounds[-1]["revision"] = without_lead_in(reply.text)
+                if reply.truncated:
+                    chain.dropped = "revision longer than max_new_tokens"
         rows = []
         for chain in chains:
             prompt, steps = chain.group, {"answer": chain.answer, "rounds": chain.rounds}

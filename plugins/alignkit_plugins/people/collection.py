@@ -7,25 +7,15 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from alignkit.data.group import Message
-from alignkit.errors import BadRow, refuse
+from alignkit.errors import refuse
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import TERMS, BadLabel
 from alignkit_plugins.people.store import SUFFIX, Event, Store
 
 BATCH = "chat"
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """What somebody asked, and what a policy answered. policy: the word that it was named by."""
-
-    policy: str
-    messages: Sequence[Message]
-    answer: str
-    temperature: float
-    seed: int
 
 
 @dataclass
@@ -77,37 +67,38 @@ class Collection:
             payload = {"granted": granted, "terms": TERMS}
             self.store().submit(Event(str(uuid.uuid4()), annotator, "consent", payload))
 
-    def keep(self, annotator: str, exchange: Exchange) -> str:
-        """Keep an answer, which can be rated; returns the id of its item.
+    def keep(
+        self,
+        annotator: str,
+        policy: str,
+        messages: Sequence[Message],
+        answer: str,
+        meta: Mapping[str, Any],
+    ) -> str:
+        """Keep what a policy answered, which can be rated; returns the id of its item. Without
+        consent, or without text, which nobody could label, nothing is kept, and the id is empty.
 
-        Raises BadLabel without consent, and for an answer without text, which nobody could label.
+        policy: the word that it was named by. Raises BadRow for an answer that no recipe reads.
         """
-        self._check(annotator)
-        if not exchange.answer.strip():
-            raise BadLabel("the answer is empty")
+        if not (answer.strip() and self.agreed(annotator)):
+            return ""
         item = Item(
             "thumb",
-            tuple(exchange.messages),
-            (exchange.answer,),
-            origins=(self.names.get(exchange.policy, exchange.policy),),
-            meta={"seed": exchange.seed, "temperature": exchange.temperature},
+            tuple(messages),
+            (answer,),
+            origins=(self.names.get(policy, policy),),
+            meta=meta,
             license=self.license,
             author=annotator,
             batch=BATCH,
         )
-        try:
-            self.store().add([item])
-        except BadRow as error:
-            raise BadLabel(str(error)) from error
+        self.store().add([item])
         return item.id
 
     def rate(self, annotator: str, item: str, good: bool) -> None:
         """Store a thumb for an answer that was kept; a later one replaces it. Raises BadLabel
         without consent.
         """
-        self._check(annotator)
-        self.store().submit(Event(str(uuid.uuid4()), annotator, "label", {"good": good}, item))
-
-    def _check(self, annotator: str) -> None:
         if not self.agreed(annotator):
             raise BadLabel("nothing is kept without consent")
+        self.store().submit(Event(str(uuid.uuid4()), annotator, "label", {"good": good}, item))

@@ -36,7 +36,7 @@ from alignkit.errors import AlignkitError, BadRow, DataError, OutOfResource, did
 from alignkit.models.generate import StageEngine
 from alignkit.tokens.encoder import Ids
 from alignkit_plugins.formats.turns import read_message
-from alignkit_plugins.people.collection import Collection, Exchange
+from alignkit_plugins.people.collection import Collection
 from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel, check_annotator, read
 from alignkit_plugins.servers.server import Address, Guard, Refused, error_body, json_body
 from alignkit_plugins.serving.policy import Answer, Policy, bytes_of
@@ -215,11 +215,16 @@ class Endpoint:
         check_annotator(who)
         return self.collection, who
 
-    def _keep(self, who: str, reply: str, exchange: Exchange) -> None:
+    def _keep(
+        self, who: str, reply: str, policy: Policy, chat: ChatRequest, answer: Answer
+    ) -> None:
         """Keep an answer if its user agreed. reply: its id."""
-        collection = self.collection
-        if collection is not None and exchange.answer.strip() and collection.agreed(who):
-            self.kept[reply] = who, collection.keep(who, exchange)
+        if self.collection is None:
+            return
+        temperature = chat.sampling().get("temperature", policy.sampling.temperature)
+        meta = {"seed": chat.seed, "temperature": temperature}
+        if item := self.collection.keep(who, policy.word, chat.messages, answer.text, meta):
+            self.kept[reply] = who, item
 
     # Answers
 
@@ -239,7 +244,7 @@ class Endpoint:
             self.model, self._answer, policy, chat, prompt, lambda _, more: tokens.extend(more)
         )
         answer = await writing
-        await run_in_threadpool(self._keep, who, id, _exchange(policy, chat, answer))
+        await run_in_threadpool(self._keep, who, id, policy, chat, answer)
         message = {"role": "assistant", "content": answer.text}
         choice = {"message": message, "finish_reason": _reason(answer)}
         body = _body(id, policy, "chat.completion", choice, tokens)
@@ -301,7 +306,7 @@ class Endpoint:
                 yield chunk({"content": piece[0]}, tokens=piece[1])
             answer = await writing
             yield chunk({}, _reason(answer))
-            await run_in_threadpool(self._keep, who, id, _exchange(policy, chat, answer))
+            await run_in_threadpool(self._keep, who, id, policy, chat, answer)
             if (chat.stream_options or {}).get("include_usage"):
                 body = _body(id, policy, "chat.completion.chunk")
                 yield _event({**body, "usage": _usage(prompt, answer)})
@@ -348,11 +353,6 @@ def _reason(answer: Answer) -> str:
 def _usage(prompt: Ids, answer: Answer) -> dict[str, int]:
     read, written = len(prompt), len(answer.response.tokens or ())
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-
-
-def _exchange(policy: Policy, chat: ChatRequest, answer: Answer) -> Exchange:
-    temperature = chat.sampling().get("temperature", policy.sampling.temperature)
-    return Exchange(policy.word, chat.messages, answer.text, temperature, chat.seed)
 
 
 def _event(body: Mapping[str, Any]) -> str:
