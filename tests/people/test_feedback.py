@@ -12,7 +12,7 @@ from alignkit.data.group import group_to_json
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.step import _review_of
 from alignkit_plugins.people.store import Stored
-from alignkit_plugins.people.votes import Labeled, Vote, below, labeled_groups
+from alignkit_plugins.people.votes import Labeled, below, labeled_groups
 from tests.rows import cells
 
 ANSWERS = {"pair": 2, "safety": 2, "ranking": 3, "review": 3, "demonstration": 0, "thumb": 1}
@@ -22,7 +22,7 @@ def entry(task: str, *labels: Any, **more: Any) -> Labeled:
     """An item that person 0, person 1 ... labeled."""
     answers = tuple(f"answer {number}" for number in range(ANSWERS[task]))
     item = Item(task, ({"role": "user", "content": "Hi"},), answers, **more)
-    votes = [Vote(f"person {number}", label) for number, label in enumerate(labels)]
+    votes = {f"person {number}": label for number, label in enumerate(labels)}
     return Labeled(Stored(item, 1, 1, len(votes), False), votes)
 
 
@@ -107,7 +107,7 @@ def test_a_review_is_of_what_somebody_wrote() -> None:
     more: Any = {"tools": ({"name": "add"},), "license": "MIT"}
     one = entry("demonstration", {"text": "One."}, author="eve", **more)
     more |= {"author": "person 0", "origins": ("author",)}
-    assert _review_of(one, one.votes[0]) == Item("thumb", one.stored.item.prompt, ("One.",), **more)
+    assert _review_of(one, "person 0") == Item("thumb", one.item.prompt, ("One.",), **more)
 
 
 # Whose labels count
@@ -120,7 +120,7 @@ def test_gold_items_decide_who_is_left_out() -> None:
     # With a text that is another one than the gold text, nobody is wrong
     known += [entry("demonstration", {"text": "a"}, gold={"text": "b"}) for _ in range(9)]
     unsure = entry("pair", gold=gold)
-    unsure.votes.append(Vote("eve", choice(1)))
+    unsure.votes["eve"] = choice(1)
     worse, notes = below([*known, unsure], 0.9)
     assert worse == {"person 1"}  # person 0: 9 of 10; person 1: 6 of 9
     assert notes == [

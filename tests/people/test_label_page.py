@@ -42,14 +42,14 @@ def test_a_label_is_stored_as_it_was_shown_and_once(ada: Page, store: Store) -> 
     assert state["item"]["id"] != item["id"] and state["progress"] == {"mine": 1, "total": 6}
     (event,) = store.events()
     (entry,) = labeled(store, [item["id"]])
-    better = entry.stored.item.responses[entry.votes[0].label["better"]]
+    better = entry.item.responses[entry.votes["ada"]["better"]]
     assert better == item["responses"][0][0]["text"]
     assert event.payload == sent["payload"]
     assert event.guidelines == ada.guidelines == state["guidelines"]
     store.ask([], "")
     state = ada.post("submit", ada.event(item, side("B"))).json()  # of a second tab
     assert state["notice"].startswith("The data changed.")
-    assert labeled(store, [item["id"]])[0].votes[0].label["better"] == event.order[1]
+    assert labeled(store, [item["id"]])[0].votes["ada"]["better"] == event.order[1]
 
 
 def test_undo_once_however_often_it_is_sent(ada: Page, store: Store) -> None:
@@ -64,7 +64,7 @@ def test_undo_once_however_often_it_is_sent(ada: Page, store: Store) -> None:
     assert [event.kind for event in store.events()] == ["label", "undo"]
     assert ada.undo(state["last"]).status_code == 422
     ada.post("submit", ada.event(item, side("B", "unsure")))
-    assert labeled(store, [item["id"]])[0].votes[0].label["margin"] == "unsure"
+    assert labeled(store, [item["id"]])[0].votes["ada"]["margin"] == "unsure"
 
 
 CHANGED = yaml.safe_load("""
@@ -169,6 +169,6 @@ def test_what_each_task_shows(tmp_path: Path) -> None:
         assert "text" not in shown
         ranked = desk.submit("ada", ada.event(shown, {"good": True}))["item"]
         desk.submit("ada", ada.event(ranked, {"ranks": [*range(1, 10)]}))
-        label = labeled(store)[-1].votes[0].label
+        label = labeled(store)[-1].votes["ada"]
         best = sorted(items[-1].responses, key=lambda each: label["ranks"][int(str(each)[-1])])
         assert best == [turns[0]["text"] for turns in ranked["responses"]] != [*items[-1].responses]

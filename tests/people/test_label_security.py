@@ -247,9 +247,9 @@ def test_the_page_does_not_learn_who_wrote_an_answer(tmp_path: Path) -> None:
         assert {text.split()[0] for text in lefts.values()} == {"good", "poor"}
         # What she preferred is what she saw on the left, whatever comes first in the store
         for entry in labeled(store):
-            (vote,) = entry.votes
-            answer = entry.stored.item.responses[vote.label["better"]]
-            assert answer == lefts[entry.stored.item.id]
+            (label,) = entry.votes.values()
+            answer = entry.item.responses[label["better"]]
+            assert answer == lefts[entry.item.id]
 
 
 def test_texts_are_json_and_never_html(tmp_path: Path) -> None:

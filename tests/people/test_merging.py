@@ -33,8 +33,8 @@ def two(tmp_path: Path) -> tuple[Store, Store]:
 def votes(store: Store) -> dict[str, Any]:
     found = {}
     for entry in labeled(store):
-        given = {vote.annotator: vote.label["better"] for vote in entry.votes}
-        found[str(entry.stored.item.prompt[0]["content"])] = given
+        given = {who: label["better"] for who, label in entry.votes.items()}
+        found[str(entry.item.prompt[0]["content"])] = given
     return found
 
 

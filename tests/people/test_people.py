@@ -28,7 +28,7 @@ from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.label_api import LabelApi
 from alignkit_plugins.people.step import wins
 from alignkit_plugins.people.store import Store
-from alignkit_plugins.people.votes import Labeled, Vote, labeled
+from alignkit_plugins.people.votes import Labeled, labeled
 from alignkit_plugins.report.document import page as html_of
 from alignkit_plugins.report.facts import facts_of
 from tests import rows
@@ -309,7 +309,7 @@ def test_every_round_asks_about_the_newest_policy_and_learns_from_all_labels() -
     run(stages)
     assert [summary(f"reward_{number}")["groups"] for number in (1, 2)] == [3, 6]
     with Store.open(STORE) as store:
-        batches = [entry.stored.item.batch for entry in labeled(store)]
+        batches = [entry.item.batch for entry in labeled(store)]
     assert batches == ["labels_1"] * 3 + ["labels_2"] * 3
 
 
@@ -423,7 +423,7 @@ def test_pairs_of_one_prompt_or_group_are_one_unit(words: str, meta: str, units:
         answers, shared = (f"a{n}", f"b{n}"), {UNIT: meta} if meta else {}
         asked = (user(words.format(n)),)
         item = Item("pair", asked, answers, origins=("one", "two"), meta=shared)
-        votes = [Vote(who, {"better": int(n + k > 6)}) for k, who in enumerate(("ann", "bob"))]
+        votes = {who: {"better": int(n + k > 6)} for k, who in enumerate(("ann", "bob"))}
         stored: Any = SimpleNamespace(item=item, retired=False)
         entries.append(Labeled(stored, votes))
     (won,), (agreed,) = wins(entries), agreement(entries)

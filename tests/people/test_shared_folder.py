@@ -195,7 +195,7 @@ def test_merging_and_showing(made: Path, capfd: pytest.CaptureFixture[str]) -> N
 def labels(store: Path) -> dict[str, list[dict[str, Any]]]:
     with Store.open(store) as opened_store:
         entries = labeled(opened_store)
-    return {e.stored.item.id: sorted((vote.label for vote in e.votes), key=str) for e in entries}
+    return {e.item.id: sorted(e.votes.values(), key=str) for e in entries}
 
 
 @pytest.mark.silent_bug(

@@ -41,8 +41,8 @@ def test_what_was_stored_is_read_back(tmp_path: Path) -> None:
         (found,) = again.events()
         assert found == replace(sent, created=found.created)
         (entry,) = labeled(again)
-        assert (entry.stored.item, entry.stored.wanted) == (item, 1)
-        assert entry.votes[0].label == {"better": 0, "margin": "slightly"}
+        assert (entry.item, entry.stored.wanted) == (item, 1)
+        assert entry.votes["a" * 64] == {"better": 0, "margin": "slightly"}
 
 
 def test_an_item_is_its_content() -> None:
@@ -196,7 +196,7 @@ def test_undo_brings_the_earlier_label_back(tmp_path: Path) -> None:
         assert store.last("ann") == second
         undo = {"of": second.uuid}
         store.submit(event(item, undo, kind="undo"))
-        assert labeled(store)[0].votes[0].label["better"] == 0
+        assert labeled(store)[0].votes["ann"]["better"] == 0
         assert store.item(item.id).labels == 1
         with pytest.raises(BadLabel, match="undone already"):
             store.submit(event(item, undo, kind="undo"))
@@ -206,7 +206,7 @@ def test_undo_brings_the_earlier_label_back(tmp_path: Path) -> None:
             with pytest.raises(BadLabel, match="another annotator"):
                 store.submit(event(about, undo, kind="undo", who=who))
         store.submit(event(item, undo, kind="undo"))
-        assert labeled(store)[0].votes == []
+        assert labeled(store)[0].votes == {}
         assert len(store.events()) == 4
 
 
@@ -269,7 +269,7 @@ def test_times_are_ordered_even_if_the_clock_is_set_back(tmp_path: Path) -> None
         clock.wait(-3600)
         last = store.submit(event(item, side("B")))
         assert last.created > first.created
-        assert labeled(store)[0].votes[0].label["better"] == 1
+        assert labeled(store)[0].votes["ann"]["better"] == 1
 
 
 def test_guidelines_have_versions_of_which_the_last_one_holds(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def asks(server: Server, who: str, text: str, **keys: Any) -> dict[str, Any]:
 def kept(server: Server) -> dict[str, Any]:
     """What the store has, by the words of the prompt."""
     entries = labeled(server.collection.store())
-    return {entry.stored.item.prompt[0]["content"]: entry for entry in entries}
+    return {entry.item.prompt[0]["content"]: entry for entry in entries}
 
 
 def thumb(server: Server, who: str, **body: Any) -> int:
@@ -182,11 +182,11 @@ def test_only_users_who_agreed_are_kept(server: Server) -> None:
     server.chat("nobody's")
     until(lambda: "stream" in kept(server))  # it is kept once its last word is sent
     assert not {"before", "other", "nobody's"} & kept(server).keys()
-    item = kept(server)["whole"].stored.item
+    item = kept(server)["whole"].item
     assert (item.task, item.author, item.license) == ("thumb", "ada", "CC0-1.0")
     assert list(item.responses) == contents(whole)
     assert item.meta == {"seed": 11, "temperature": 0.5} and item.origins[0].endswith("online")
-    assert kept(server)["stream"].stored.item.meta["temperature"] == 0.7
+    assert kept(server)["stream"].item.meta["temperature"] == 0.7
     given = [(whole, True), (whole, False), (streamed, True)]  # the last one counts
     assert [thumb(server, "ada", id=one["id"], good=good) for one, good in given] == [200] * 3
     labels = [kept(server)[text].labels for text in ("whole", "stream")]

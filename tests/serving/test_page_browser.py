@@ -33,9 +33,7 @@ def test_a_talk_with_consent_and_a_thumb(browser: Any, server: Server) -> None:
     page.select_option("#model", "run-base")
     page.click("#retry")
     expect(page.locator("article.assistant small").first).to_have_text("run-base")
-    own = [
-        entry for entry in labeled(server.collection.store()) if entry.stored.item.author == "eve"
-    ]
+    own = [entry for entry in labeled(server.collection.store()) if entry.item.author == "eve"]
     assert (
         own[0].labels == [{"good": True}] and own[0].stored.item.prompt[0]["content"] == "Be kind"
     )

@@ -45,7 +45,7 @@ def agreement(entries: Iterable[Labeled], left_out: Collection[str] = ()) -> lis
     tasks: dict[str, list[Labeled]] = defaultdict(list)
     for entry in entries:
         if entry.votes and not entry.stored.retired:
-            tasks[entry.stored.item.task].append(entry)
+            tasks[entry.item.task].append(entry)
     measured = [_measured(task, those, left_out) for task, those in tasks.items()]
     return [facts for facts in measured if facts["items"]]
 
@@ -72,16 +72,16 @@ def _measured(task: str, entries: Sequence[Labeled], left_out: Collection[str]) 
     units, clusters = list[list[bool]](), list[int]()
     rated, shared, items = set[str](), set[str](), defaultdict[str, set[str]](set)
     with_others, with_gold = Cases(list), Cases(list)
-    prompts = units_of(entry.stored.item.group for entry in entries)
+    prompts = units_of(entry.item.group for entry in entries)
     for prompt, entry in zip(prompts, entries, strict=True):
-        item = entry.stored.item
+        item = entry.item
         gold = _ratings(item, dict(item.gold or {}))
         comparisons: dict[tuple[int, int], dict[str, bool]] = defaultdict(dict)
-        for vote in entry.votes:
-            if vote.annotator == item.settled_by:
+        for who, label in entry.votes.items():
+            if who == item.settled_by:
                 continue  # asked only where the others disagree
-            for two, rating in _ratings(item, vote.label).items():
-                comparisons[two][vote.annotator] = rating
+            for two, rating in _ratings(item, label).items():
+                comparisons[two][who] = rating
         for two, ratings in comparisons.items():
             counted = {who: rating for who, rating in ratings.items() if who not in left_out}
             units.append(list(counted.values()))
@@ -144,9 +144,9 @@ def said_of_sources(entries: Sequence[Labeled]) -> Table:
     that people attacked. The unit of the intervals is a prompt.
     """
     cases: dict[tuple[str, str], list[tuple[bool, int]]] = defaultdict(list)
-    units = units_of(entry.stored.item.group for entry in entries)
+    units = units_of(entry.item.group for entry in entries)
     for unit, entry in zip(units, entries, strict=True):
-        task = entry.stored.item.task
+        task = entry.item.task
         for group in labeled_groups(entry) if entry.counts else ():
             for place, answer in enumerate(group.responses):
                 source = answer.source or "-"

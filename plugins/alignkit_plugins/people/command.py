@@ -245,7 +245,7 @@ def report(context: typer.Context, store: StoreFile) -> Result | None:
     for entry in entries:
         why = entry.left_out or "tied" * entry.is_tied
         counts = {"items": 1, "labels": len(entry.votes), "learned from": int(not why)}
-        item = entry.stored.item
+        item = entry.item
         tasks[item.task].update({**counts, "gold": int(item.gold is not None)})
         unused[why] += 1
     del unused[""]

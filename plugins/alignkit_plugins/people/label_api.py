@@ -135,13 +135,13 @@ class LabelApi:
     def _results(self, annotator: str) -> list[State]:
         rows = []
         for entry in labeled(self.store):
-            item, votes, own = entry.stored.item, list[State](), False
-            for vote in entry.votes:
-                public = {part: vote.label.get(part) for part in ("better", "ranks", "good")}
-                public["mine"] = vote.annotator == annotator
-                if item.author == annotator or vote.annotator == item.settled_by:
-                    public["reason"] = visible(vote.label.get("note", ""))
-                own = own or public["mine"] or item.author == annotator
+            item, votes = entry.item, list[State]()
+            own = annotator in (item.author, *entry.votes)
+            for who, label in entry.votes.items():
+                public = {part: label.get(part) for part in ("better", "ranks", "good")}
+                public["mine"] = who == annotator
+                if item.author == annotator or who == item.settled_by:
+                    public["reason"] = visible(label.get("note", ""))
                 votes.append(public)
             if item.results and own:
                 rows.append(

@@ -135,7 +135,7 @@ def _rows(entries: Sequence[Labeled], layout: str) -> Iterator[str]:
     for entry in entries:
         for group in labeled_groups(entry):
             for row in LAYOUTS[layout].written(group):
-                line = {**row, "license": entry.stored.item.license}
+                line = {**row, "license": entry.item.license}
                 yield json.dumps(line, ensure_ascii=False) + "\n"
 
 
@@ -237,11 +237,11 @@ def data_set_card(store: Store, layouts: Sequence[str]) -> str:
     be credited. layouts: of its rows.
     """
     entries = labeled(store)
-    licenses = sorted({entry.stored.item.license for entry in entries})
+    licenses = sorted({entry.item.license for entry in entries})
     facts = agreement(entries)
     votes = Counter[str]()
     for entry in entries:
-        votes.update(vote.annotator for vote in entry.votes)
+        votes.update(entry.votes.keys())
     people = consents(store)
     credited = [
         [each.credit, str(votes[who])] for who, each in sorted(people.items()) if each.credit

@@ -39,7 +39,7 @@ from alignkit_plugins.compare.scores import Scale
 from alignkit_plugins.people.active_learning import prioritized
 from alignkit_plugins.people.items import AUTHOR, Item, items_of, joined, questions_of
 from alignkit_plugins.people.store import SUFFIX, Store
-from alignkit_plugins.people.votes import Labeled, Vote, below, is_good, labeled, labeled_groups
+from alignkit_plugins.people.votes import Labeled, below, is_good, labeled, labeled_groups
 
 STORE = "labels.feedback"  # a file in the run's folder
 Task = Literal["pair", "safety", "ranking", "review", "demonstration", "thumb"]
@@ -159,16 +159,16 @@ class People(Step):
         entries = ask(items, options.annotators)
         if options.settled_by:
             unclear = [
-                replace(entry.stored.item, disputed=True)
+                replace(entry.item, disputed=True)
                 for entry in entries
-                if entry.counts and entry.is_disputed and not entry.stored.item.gold
+                if entry.counts and entry.is_disputed and not entry.item.gold
             ]
             ask(unclear, options.annotators + 1, "-settled")
             entries = ask(items, options.annotators)
         if options.reviewers:
             texts = list[Item]()
             for entry in entries:
-                texts += [_review_of(entry, vote) for vote in entry.votes]
+                texts += [_review_of(entry, who) for who in entry.votes]
             _keep_good(entries, ask(texts, options.reviewers, "-reviews"))
         # Gold items are not learned from, but say who knows the task.
         with Store.open(path) as store:
@@ -181,7 +181,7 @@ class People(Step):
             raise RunFailed(f"{stage}: {error}") from error
         counted, groups = list[Labeled](), list[Group]()
         for entry in entries:
-            votes = [vote for vote in entry.votes if vote.annotator not in worse]
+            votes = {who: label for who, label in entry.votes.items() if who not in worse}
             counted.append(replace(entry, votes=votes))
             groups += labeled_groups(counted[-1]) if counted[-1].counts else ()
         if not groups:
@@ -194,7 +194,7 @@ class People(Step):
         context.write_json(AGREEMENT, {"questions": agreed})
         labels = Counter[str]()
         for entry in entries:
-            labels.update(vote.annotator for vote in entry.votes)
+            labels.update(entry.votes.keys())
         facts: dict[str, Any] = {
             "items": len(entries),
             "labels": labels.total(),
@@ -257,7 +257,7 @@ def labels_of(
             for entry in entries:  # others label what somebody labeled who has withdrawn since
                 gone = entry.stored.labels - len(entry.votes)
                 wanted = max(entry.stored.wanted, annotators + gone)
-                store.put(entry.stored.item, wanted=wanted)
+                store.put(entry.item, wanted=wanted)
     missing = sum(lacking)
     done = f"{lacking.count(0)} of {len(entries)} items are done"
     people = " --annotator NAME" * annotators if annotators > 1 else ""
@@ -273,9 +273,8 @@ def labels_of(
 
 def _lacking(entry: Labeled, annotators: int) -> int:
     """How many labels an item lacks."""
-    item = entry.stored.item
-    settled = any(vote.annotator == item.settled_by for vote in entry.votes)
-    if settled or item.gold is not None or entry.flags or entry.skips:
+    settled = entry.item.settled_by in entry.votes
+    if settled or entry.item.gold is not None or entry.flags or entry.skips:
         return 0
     return max(0, annotators - len(entry.votes))
 
@@ -283,15 +282,15 @@ def _lacking(entry: Labeled, annotators: int) -> int:
 # Reviews of what people wrote
 
 
-def _review_of(entry: Labeled, vote: Vote) -> Item:
-    item = entry.stored.item
+def _review_of(entry: Labeled, author: str) -> Item:
+    item = entry.item
     more: dict[str, Any] = {
         "license": item.license,
-        "author": vote.annotator,
+        "author": author,
         "origins": (AUTHOR,),
         "results": item.results,
     }
-    return Item("thumb", item.prompt, (vote.label["text"],), item.tools, **more)
+    return Item("thumb", item.prompt, (entry.votes[author]["text"],), item.tools, **more)
 
 
 def _keep_good(entries: Sequence[Labeled], reviews: Sequence[Labeled]) -> None:
@@ -299,9 +298,11 @@ def _keep_good(entries: Sequence[Labeled], reviews: Sequence[Labeled]) -> None:
     good = set()
     for review in reviews:
         if review.counts and is_good(review.labels):
-            good.add(review.stored.item.id)
+            good.add(review.item.id)
     for entry in entries:
-        entry.votes = [vote for vote in entry.votes if _review_of(entry, vote).id in good]
+        for who in list(entry.votes):
+            if _review_of(entry, who).id not in good:
+                del entry.votes[who]
 
 
 # Two policies
@@ -314,9 +315,9 @@ def wins(entries: Sequence[Labeled]) -> list[dict[str, Any]]:
     are left out. The unit of the interval is a prompt.
     """
     cases: dict[tuple[str, ...], list[tuple[float, int]]] = defaultdict(list)
-    units = units_of(entry.stored.item.group for entry in entries)
+    units = units_of(entry.item.group for entry in entries)
     for unit, entry in zip(units, entries, strict=True):
-        item = entry.stored.item
+        item = entry.item
         names = sorted({origin for origin in item.origins if origin})
         if item.task in ("pair", "safety") and len(names) == 2 and entry.counts:
             chosen = [item.origins[label["better"]] for label in entry.labels]

@@ -23,48 +23,45 @@ from typing import get_args
 
 from alignkit import BadRow, Group, Pair, Response
 from alignkit.data.group import with_responses
+from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import Consent, Flag, Label, agrees, canonical, gaps, level
 from alignkit_plugins.people.store import Event, Store, Stored
 
 FEWEST = 5  # answers to gold items that decide about a person
 
 
-@dataclass(frozen=True)
-class Vote:
-    """A label that stands, in the item's own order."""
-
-    annotator: str
-    label: Label
-
-
 @dataclass
 class Labeled:
     """An item with what people said about it.
 
-    votes: one per annotator, in the order of their names. flags, skips: how many. withdrawn: its
-    author took the consent back.
+    votes: the label that stands of each annotator, in the item's own order and that of their names.
+    flags, skips: how many. withdrawn: its author took the consent back.
     """
 
     stored: Stored
-    votes: list[Vote] = field(default_factory=list)
+    votes: dict[str, Label] = field(default_factory=dict)
     flags: int = 0
     skips: int = 0
     withdrawn: bool = False
 
     @property
+    def item(self) -> Item:
+        return self.stored.item
+
+    @property
     def labels(self) -> list[Label]:
         """The labels to learn from: the gold one, else that of who settles it, else the votes."""
-        item = self.stored.item
-        if item.gold is not None:
-            return [dict(item.gold)]
-        settled = [vote for vote in self.votes if vote.annotator == item.settled_by]
-        return [vote.label for vote in settled or self.votes]
+        if self.item.gold is not None:
+            return [dict(self.item.gold)]
+        if self.item.settled_by in self.votes:
+            return [self.votes[self.item.settled_by]]
+        return list(self.votes.values())
 
     @property
     def is_disputed(self) -> bool:
         """Whether two people contradict each other."""
-        pairs = combinations(self.votes, 2)
-        return any(agrees(one.label, two.label) is False for one, two in pairs)
+        pairs = combinations(self.votes.values(), 2)
+        return any(agrees(one, two) is False for one, two in pairs)
 
     @property
     def left_out(self) -> str:
@@ -107,12 +104,11 @@ def labeled(store: Store, items: Iterable[str] | None = None) -> list[Labeled]:
             latest[event.annotator, str(event.item)] = event
     for (annotator, item), event in sorted(latest.items()):
         if event.kind == "label":
-            label = canonical(event.payload, event.order)
-            entries[item].votes.append(Vote(annotator, label))
+            entries[item].votes[annotator] = canonical(event.payload, event.order)
         else:
             entries[item].skips += 1
     for entry in entries.values():
-        entry.withdrawn = entry.stored.item.author in absent
+        entry.withdrawn = entry.item.author in absent
     return [entries[name] for name in (entries if items is None else dict.fromkeys(items))]
 
 
@@ -146,10 +142,10 @@ def below(entries: Iterable[Labeled], least: float | None) -> tuple[set[str], li
     if least is None:
         return set(), []
     for entry in entries:
-        gold = entry.stored.item.gold
-        for vote in entry.votes:
-            right = answers[vote.annotator]
-            agreed = None if gold is None else agrees(vote.label, gold)
+        gold = entry.item.gold
+        for who, label in entry.votes.items():
+            right = answers[who]
+            agreed = None if gold is None else agrees(label, gold)
             if agreed is not None:  # nobody can say it of a text
                 right.append(agreed)
     if not any(answers.values()):
@@ -182,7 +178,7 @@ def labeled_groups(entry: Labeled) -> list[Group]:
     """What is learned of an item: a group, or one for each text that people wrote; none of a thumb
     that as many give up as down.
     """
-    item, labels = entry.stored.item, entry.labels
+    item, labels = entry.item, entry.labels
     group = replace(item.group, pairs=None)
     if item.license:
         group.meta["license"] = item.license
