@@ -162,7 +162,7 @@ def test_a_model_on_a_server_writes_demonstrations_with_a_bill(tmp_path: Path) -
         assert (bill["tokens"], bill["refused"]) == (98, {"the server refused": 1})
         out = (folder / "report.txt").read_text()
         assert "7 questions, 98 tokens" in out and "cut off at max_new_tokens: 1" in out
-        assert "no response: the server refused: 1" in out and facts["left_out"] == 1
+        assert "no text, the server refused: 1" in out and facts["left_out"] == 1
         before = (folder / "data.jsonl").read_bytes()
         shutil.rmtree(folder.resolve())
         run(tmp_path, **keys)

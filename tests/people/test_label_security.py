@@ -105,6 +105,8 @@ def test_what_is_no_address(host: str) -> None:
 REFUSED = """
 {"host": ""}                                            | 400
 {"host": "evil.example:8765"}                           | 400
+{"host": "["}                                           | 400
+{"host": "@localhost"}                                  | 400
 {"host": "127.0.0.1.evil.example"}                      | 400
 {"origin": "null"}                                      | 403
 {"origin": "http://127.0.0.1:9999"}                     | 403

@@ -19,10 +19,8 @@ import pytest
 from alignkit import Group
 from alignkit.errors import OutOfResource
 from alignkit_plugins.people.votes import labeled
-from alignkit_plugins.servers.server import Address
 from alignkit_plugins.serving.policy import Policy, bytes_of
 from tests.patience import PATIENCE
-from tests.people.pages import left_in_the_middle
 from tests.rows import cells, user
 from tests.serving.conftest import Server
 
@@ -216,13 +214,6 @@ def test_a_store_that_fails(server: Server, monkeypatch: pytest.MonkeyPatch) -> 
 # --- what is refused
 
 
-def test_a_client_that_leaves_in_the_middle_of_a_request(server: Server) -> None:
-    """No error is left for the server to print."""
-    app = server.endpoint.application(Address(), None)
-    for path in (CHAT, "/v1/consent", "/v1/feedback"):
-        left_in_the_middle(app, path, x_alignkit_annotator="ada")
-
-
 # What differs from a right request; the status, and what is said
 CHANGED = """
     {"temprature": 0}                                   | 400 | 'temperature'?
@@ -306,35 +297,6 @@ def test_neutral_values_are_accepted(server: Server) -> None:
     for one, other in ((1, 9), (9, 1)):  # both are limits
         reply = server.chat(max_tokens=one, max_completion_tokens=other)
         assert reply["usage"]["completion_tokens"] == 1
-
-
-HEADERS = """
-    POST    | Host           | evil.example           | 400
-    POST    | Host           | evil.example:80        | 400
-    POST    | Host           | 127.0.0.1.evil.example | 400
-    POST    | Host           |                        | 400
-    POST    | Host           | [                      | 400
-    POST    | Host           | @localhost             | 400
-    GET     | Host           | localhost              | 200
-    GET     | Host           | LOCALHOST:1            | 200
-    POST    | Sec_Fetch_Site | cross-site             | 403
-    GET     | Sec_Fetch_Site | cross-site             | 403
-    OPTIONS | Origin         | http://evil.example    | 405
-"""
-
-
-@pytest.mark.parametrize(("method", "name", "value", "status"), cells(HEADERS))
-def test_other_hosts_and_sites_are_refused(
-    method: str, name: str, value: str, status: str, server: Server
-) -> None:
-    """A page of another host, whose name was made to mean this machine, sends its own name."""
-    path = "/v1/models" if method == "GET" else CHAT
-    headers = {name: value, "Sec_Fetch_Mode": "cors"}
-    body = ASKED if method == "POST" else None
-    connection, response = server.send(method, path, body, **headers)
-    assert response.status == int(status)
-    assert "access-control-allow-origin" not in response.headers
-    connection.close()
 
 
 # --- one after the other

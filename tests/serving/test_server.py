@@ -119,21 +119,3 @@ def test_usage(house_run: Path, words: str, why: str, said: Said) -> None:
     stage, *more = words.split()
     assert main(["serve", f"{house_run}/{stage}", *more]) == 2
     assert why in said().replace("\n", "$")
-
-
-def test_a_missing_package_is_named(
-    house_run: Path, monkeypatch: pytest.MonkeyPatch, said: Said
-) -> None:
-    monkeypatch.setattr("alignkit_plugins.servers.server.PACKAGES", ("no_such_package",))
-    assert main(["serve", f"{house_run}/sft"]) == 1
-    told = said()
-    assert "alignkit serve needs the package no_such_package\nhelp: " in told
-    assert "install 'alignkit[serve]'" in told
-
-
-def test_an_address_in_use(house_run: Path, said: Said) -> None:
-    with listening(0) as first:
-        port = first.getsockname()[1]
-        assert url(first) == f"http://127.0.0.1:{port}"
-        assert main(["serve", f"{house_run}/sft", "--port", str(port)]) == 2
-        assert f"port {port} is in use" in said()

@@ -142,29 +142,25 @@ def sentence(name: str, card: Mapping[str, Any]) -> str:
     """What a reader must know of a judge: why it is of no use, or how good it is; and in another
     line, which judges of a panel have said nothing.
     """
-    text = _trust(name, card)
+    pairs, people, swayed = card["comparisons"], card["people"], card["inconsistent"]
+    silent = sum(card["unjudged"].values())
+    if card["no_judge"]:
+        text = f"warning: {name}: {card['no_judge']}"
+    elif silent == pairs:
+        text = f"{name} has no verdict on any of {pairs:,} pairs ({', '.join(card['unjudged'])})."
+    else:
+        text = f"{name} compared {pairs:,} pairs, and how far people agree with it is not known"
+        if people:
+            agreed = interval_text(people, percent=True)
+            text = f"{name} agrees with people in {agreed} of its answers on {pairs:,} pairs"
+        if swayed["mean"] is not None:
+            share = interval_text(swayed, percent=True)
+            text += f"; the order of the answers decides {share}"
+        if silent:
+            text += f"; no verdict on {silent:,} ({', '.join(card['unjudged'])})"
+        text += "."
     if panel := card.get("panel"):  # earlier cards have none
         often = 2 * panel.get(ALL_BUT_ONE, 0) >= card["comparisons"]
         lacks = ", ".join(f"{judge} on {count:,}" for judge, count in panel.items())
         text += f"\n{'warning: ' * often}{name}: no verdict of {lacks}"
     return text
-
-
-def _trust(name: str, card: Mapping[str, Any]) -> str:
-    """Why a judge is of no use, or how good it is."""
-    pairs, people, swayed = card["comparisons"], card["people"], card["inconsistent"]
-    if card["no_judge"]:
-        return f"warning: {name}: {card['no_judge']}"
-    silent = sum(card["unjudged"].values())
-    if silent == pairs:
-        return f"{name} has no verdict on any of {pairs:,} pairs ({', '.join(card['unjudged'])})."
-    if people:
-        agreed = interval_text(people, percent=True)
-        text = f"{name} agrees with people in {agreed} of its answers on {pairs:,} pairs"
-    else:
-        text = f"{name} compared {pairs:,} pairs, and how far people agree with it is not known"
-    if swayed["mean"] is not None:
-        text += f"; the order of the answers decides {interval_text(swayed, percent=True)}"
-    if silent:
-        text += f"; no verdict on {silent:,} ({', '.join(card['unjudged'])})"
-    return f"{text}."

@@ -94,9 +94,7 @@ class Desk:
         """
         counts = Counter(kind_of(row["dropped"]) for row in self._dropped)
         dropped, spent = dict(counts.most_common()), bill(self.spent)
-        lines = [headline, billed(spent)]
-        for why, count in spent["refused"].items():
-            lines.append(f"  no text, {why}: {count}")
+        lines = [headline, *billed(spent)]
         for why, count in dropped.items():
             lines.append(f"  left out, {why}: {count}")
         write_lines(self._context, "dropped.jsonl", self._dropped)

@@ -17,7 +17,7 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -158,17 +158,19 @@ class JudgePairs(Step):
         verdicts = [joint(of_pair[number]) for number in range(len(places))]
         labeled, ties = self._label(groups, places, verdicts)
         (name,) = judge_names([self.options.judge])
-        summary = {
-            "n": len(places) + len(identical),
-            "labeled": sum(len(group.pairs or ()) for group in labeled),
-            "dropped": dropped(verdicts, ties, len(identical)),
-            "judge_cards": {name: judge_card(judgments)},
-        }
-        if text := refusal(summary, self.options.no_judge):
-            raise RunFailed(text)
-        return Artifact(
-            groups=labeled, summary=summary, report=Report(["\n".join(summary_lines(summary))])
-        )
+        card, pairs = judge_card(judgments), len(places) + len(identical)
+        count = sum(len(group.pairs or ()) for group in labeled)
+        lost = dropped(verdicts, ties, len(identical))
+        summary = {"n": pairs, "labeled": count, "dropped": lost, "judge_cards": {name: card}}
+        lines = [f"{count} of {pairs} pairs labeled", sentence(name, card)]
+        lines += [f"{number} of {pairs} pairs dropped: {why}" for why, number in lost.items()]
+        why = "" if count else "no pair was labeled"
+        enough = card["inconsistent"]["n"] >= ENOUGH and self.options.no_judge == "stop"
+        if count and card["no_judge"] and enough:
+            why = "nothing should learn from its labels; `no_judge: warn` learns anyway"
+        if why:
+            raise RunFailed("\n".join([f"judge_pairs: judge '{name}': {why}", *lines, HELP]))
+        return Artifact(groups=labeled, summary=summary, report=Report(["\n".join(lines)]))
 
     def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], list[Any]]:
         options = self.options
@@ -310,31 +312,6 @@ def dropped(verdicts: Sequence[Verdict], ties: int, identical: int) -> dict[str,
             counts[first.setdefault(reason.partition(":")[0], reason)] += 1
     counts |= {"unsure": ties, "identical responses": identical}
     return dict(+counts)
-
-
-def summary_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The statistics in lines."""
-    ((judge, card),) = summary["judge_cards"].items()
-    pairs = summary["n"]
-    lines = [f"{summary['labeled']} of {pairs} pairs labeled", sentence(judge, card)]
-    for why, count in summary["dropped"].items():
-        lines.append(f"{count} of {pairs} pairs dropped: {why}")
-    return lines
-
-
-def refusal(summary: Mapping[str, Any], what_next: str) -> str:
-    """Why nothing can learn from the labels; empty if something can. what_next: the option
-    `no_judge`.
-    """
-    ((name, card),) = summary["judge_cards"].items()
-    enough = card["inconsistent"]["n"] >= ENOUGH and what_next == "stop"
-    if not summary["labeled"]:
-        why = "no pair was labeled"
-    elif card["no_judge"] and enough:
-        why = "nothing should learn from its labels; `no_judge: warn` learns anyway"
-    else:
-        return ""
-    return "\n".join([f"judge_pairs: judge '{name}': {why}", *summary_lines(summary), HELP])
 
 
 # The reward

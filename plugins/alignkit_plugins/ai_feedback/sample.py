@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import alignkit
@@ -19,7 +18,6 @@ from alignkit import (
     Response,
     RewardRef,
     RunFailed,
-    Step,
     StepContext,
     StepData,
     seeds,
@@ -28,6 +26,7 @@ from alignkit.contract.report import Block, Report, Table
 from alignkit.contract.reward import REWARD_KEY
 from alignkit.data.group import group_from_json, group_to_json, with_responses
 from alignkit.evaluation import statistics
+from alignkit_plugins.ai_feedback.make_data import WHO, AskingStep, policies_of
 from alignkit_plugins.ai_feedback.writer import (
     Server,
     ServerWriter,
@@ -38,11 +37,10 @@ from alignkit_plugins.ai_feedback.writer import (
 )
 from alignkit_plugins.compare.comparison import checked_prompts, prompts_to_compare
 from alignkit_plugins.compare.scores import Measure, Scale, compare, scores_of
-from alignkit_plugins.servers.remote import key_of
 from alignkit_plugins.text.rows import prompt_to_row, prompts_from_rows
 
 
-class Sample(Step):
+class Sample(AskingStep):
     """Sample responses to every prompt, for later stages to learn from or for people to read.
 
     With `keep: best`, the policy of the data is best-of-N, whose KL from the policy is at most log
@@ -50,9 +48,7 @@ class Sample(Step):
     """
 
     class Options(alignkit.SamplingOptions):
-        policy: PolicyRef | Server = Field(
-            "base", "who responds: `base`, a stage, or a server, `{base_url: ..., model: ...}`"
-        )
+        policy: PolicyRef | Server = Field("base", f"who responds: {WHO}")
         prompts: DataRef = Field(
             description="prompts to respond to; rows with the same words and columns count once"
         )
@@ -70,14 +66,10 @@ class Sample(Step):
             check_sampling(self.policy, self)
 
         def policies_to_sample(self) -> list[str]:
-            return [self.policy] if isinstance(self.policy, str) else []
+            return policies_of(self.policy)
 
     options: Options
     maps = ("responses",)
-
-    def check(self, folder: Path) -> None:
-        if isinstance(self.options.policy, Server):
-            key_of("sample", self.options.policy)
 
     def check_data(self, data: StepData) -> None:
         checked_prompts(data, self.options.prompts, self.options.reward)
@@ -205,9 +197,7 @@ def report(policy: str, facts: Mapping[str, Any]) -> Report:
         f"{facts['left_out']} left out"
     ]
     if cost := facts.get("bill"):
-        lines += [billed(cost), f"cut off at max_new_tokens: {cost['cut_off']}"]
-        for why, count in cost["refused"].items():
-            lines.append(f"no response: {why}: {count}")
+        lines += [*billed(cost), f"cut off at max_new_tokens: {cost['cut_off']}"]
     blocks: list[Block] = []
     if "mean_reward" in facts:
         reward = statistics.interval_text(facts["mean_reward"])

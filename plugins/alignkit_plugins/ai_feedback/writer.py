@@ -285,10 +285,11 @@ def bill(written: Sequence[Written]) -> dict[str, Any]:
     return {"questions": len(written), "tokens": tokens, "refused": dict(refused.most_common())}
 
 
-def billed(facts: Mapping[str, Any]) -> str:
-    """A `bill` in words: `40 questions, 12,345 tokens`."""
-    text = f"{facts['questions']:,} questions"
-    return text if facts["tokens"] is None else f"{text}, {facts['tokens']:,} tokens"
+def billed(facts: Mapping[str, Any]) -> list[str]:
+    """A `bill` in lines: `40 questions, 12,345 tokens`, and why some are of no use."""
+    tokens = "" if facts["tokens"] is None else f", {facts['tokens']:,} tokens"
+    lines = [f"{facts['questions']:,} questions{tokens}"]
+    return lines + [f"  no text, {why}: {count}" for why, count in facts["refused"].items()]
 
 
 def kind_of(reason: str) -> str:

@@ -265,30 +265,27 @@ class Remote:
                 )
             if missing:
                 with progress(f"asking {self.name}", len(missing)) as done:
-                    replies |= asyncio.run(_Requests(self, store, done).all(missing))
+                    replies |= asyncio.run(self._all(missing, store, done))
         return [replies[key] for key in keys]
 
-
-class _Requests:
-    """Requests to a service, a bounded number at a time. Each reply is stored on arrival."""
-
-    def __init__(self, remote: Remote, store: ReplyStore, done: Callable[[int], None]):
-        self._remote, self._options = remote, remote.options
-        self._store, self._done = store, done
-        self._secret = key_of(remote.name, remote.options)
-        self._replies: dict[str, Reply] = {}
-
-    async def all(self, bodies: Mapping[str, Mapping[str, Any]]) -> dict[str, Reply]:
-        """Replies to all requests. The first failure ends all, and so does a request to stop.
+    async def _all(
+        self,
+        bodies: Mapping[str, Mapping[str, Any]],
+        store: ReplyStore,
+        done: Callable[[int], None],
+    ) -> dict[str, Reply]:
+        """Replies to all requests, a bounded number at a time; each is stored on arrival. The first
+        failure ends all, and so does a request to stop.
 
         A judge may take minutes, and replies under way will have to be paid for, so they have
         LAST_SECONDS to arrive.
         """
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        options, waiting = self._options, deque(bodies.items())
+        options, waiting, replies = self.options, deque(bodies.items()), dict[str, Reply]()
+        secret = key_of(self.name, options)
         async with AsyncOpenAI(
-            api_key=self._secret or "none",
+            api_key=secret or "none",
             base_url=options.base_url,
             max_retries=options.max_retries,
             # Redirects would receive the key.
@@ -296,8 +293,18 @@ class _Requests:
                 timeout=options.timeout_seconds, follow_redirects=False, trust_env=False
             ),
         ) as client:
+
+            async def work() -> None:
+                while waiting:  # which all workers share
+                    key, body = waiting.popleft()
+                    reply = await self._reply(client, secret, body)
+                    if not reply.reason:
+                        store.put(key, reply.value)
+                    replies[key] = reply
+                    done(len(replies))
+
             count = min(options.concurrency, len(waiting))
-            workers = [asyncio.create_task(self._work(client, waiting)) for _ in range(count)]
+            workers = [asyncio.create_task(work()) for _ in range(count)]
             try:
                 await _finished(workers)
             except AlignkitError:
@@ -308,19 +315,9 @@ class _Requests:
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
-        return self._replies
+        return replies
 
-    async def _work(self, client: AsyncOpenAI, waiting: deque[tuple[str, Any]]) -> None:
-        """Send requests until none is waiting; all workers share `waiting`."""
-        while waiting:
-            key, body = waiting.popleft()
-            reply = await self._reply(client, body)
-            if not reply.reason:
-                self._store.put(key, reply.value)
-            self._replies[key] = reply
-            self._done(len(self._replies))
-
-    async def _reply(self, client: AsyncOpenAI, body: Mapping[str, Any]) -> Reply:
+    async def _reply(self, client: AsyncOpenAI, secret: str, body: Mapping[str, Any]) -> Reply:
         """The reply to a request. One that the server refuses, or that cannot be read, is
         unusable.
         """
@@ -329,28 +326,31 @@ class _Requests:
 
         # Nothing of the environment is sent, and without a key no header for one.
         none = ["OpenAI-Organization", "OpenAI-Project"]
-        if not self._secret:
+        if not secret:
             none.append("Authorization")
         options: Any = {"headers": dict.fromkeys(none, omit)}
         content = json.dumps(body).encode()  # ASCII: data may have an unpaired surrogate
-        url = self._remote.url
         try:
             response = await client.post(
-                url, content=content, cast_to=httpx2.Response, options=options
+                self.url, content=content, cast_to=httpx2.Response, options=options
             )
         except APIStatusError as error:
             response = error.response
         except APITimeoutError:
-            late = f"no answer within {self._options.timeout_seconds:g} s"
+            late = f"no answer within {self.options.timeout_seconds:g} s"
             raise self._error(f"{late}; {RESUME}\nhelp: {LATE}") from None
         except APIConnectionError as error:
             cause = error.__cause__
             raise self._error(f"{type(cause).__name__}: {cause}; {RESUME}") from None
-        text = self._without_key(response.content)
+        text = response.content
+        if (
+            len(secret) >= SHORTEST_KEY
+        ):  # what echoes the key must not get it into a file or a message
+            text = text.replace(secret.encode(), HIDDEN.encode())
         if response.status_code >= 300:
             return self._refused(response.status_code, text)
         try:
-            return Reply(self._remote.read(text))
+            return Reply(self.read(text))
         except Malformed as error:
             return Reply(reason=str(error))
 
@@ -361,14 +361,8 @@ class _Requests:
             return Reply(reason=f"HTTP {status}: {words}")
         raise self._error(f"HTTP {status}; the server says: {words or 'nothing'}; {RESUME}")
 
-    def _without_key(self, text: bytes) -> bytes:
-        """A server that echoes the key must not get it into a file or a message."""
-        if len(self._secret) < SHORTEST_KEY:
-            return text
-        return text.replace(self._secret.encode(), HIDDEN.encode())
-
     def _error(self, problem: str) -> RemoteError:
-        return RemoteError(f"{self._remote.name}: {self._options.base_url}: {problem}")
+        return RemoteError(f"{self.name}: {self.options.base_url}: {problem}")
 
 
 async def _finished(workers: Sequence[asyncio.Task[None]]) -> None:
