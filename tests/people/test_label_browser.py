@@ -232,6 +232,10 @@ def test_what_others_said(visit: Visit) -> None:
         expect(ada.page.locator("#undo-last")).to_be_disabled()
         shown = ada.page.locator("#results td:last-child").inner_text()
         assert sorted(shown) == sorted("1 × A = B > C = D")
+        seen = ada.page.locator("#results td:first-child").inner_text().splitlines()
+        assert seen[0] == "Rank" and [line[:10] for line in seen[1:]] == [
+            f"{x}: answer " for x in "ABCD"
+        ]
         assert ada.page.evaluate("document.documentElement.scrollWidth") <= 390
 
 

@@ -135,7 +135,8 @@ def test_what_others_said_is_shown_at_the_end(tmp_path: Path, allowed: bool) -> 
         ada, bob = (order_of(pair().id, who, 2)[0] for who in ("ada", "bob"))
         votes = [{"better": ada, "ranks": None, "good": None, "mine": True}]
         votes.append({**votes[0], "better": bob, "mine": False})
-        row = {"prompt": "Hi", "order": [ada, 1 - ada], "votes": sorted(votes, key=str)}
+        seen = {"prompt": "Hi", "answers": ["Hello!", "What?"][:: 1 - 2 * ada]}
+        row = {**seen, "order": [ada, 1 - ada], "votes": sorted(votes, key=str)}
         assert answer.json().get("results") == ([row] if allowed else None)
         assert ("shown since" in page.undo(state["last"]).text) is allowed
 

@@ -144,13 +144,10 @@ class LabelApi:
                     public["reason"] = visible(label.get("note", ""))
                 votes.append(public)
             if item.results and own:
-                rows.append(
-                    {
-                        "prompt": visible(item.prompt[-1]["content"]),
-                        "order": assignment.assigned(entry.stored, annotator).order,
-                        "votes": sorted(votes, key=str),
-                    }
-                )
+                shown = assignment.assigned(entry.stored, annotator)
+                answers = [turns[-1]["text"] for turns in shown_item(shown)["responses"]]
+                seen = {"prompt": visible(item.prompt[-1]["content"]), "answers": answers}
+                rows.append({**seen, "order": shown.order, "votes": sorted(votes, key=str)})
         return rows
 
     def _exam(self, annotator: str) -> Qualification:

@@ -255,7 +255,8 @@ async function results() {
     const columns = rows.some(({ votes }) => votes.some((vote) => vote.reason)) ? 4 : 3;
     const cells = (tag, texts) => make("tr", {}, ...texts.slice(0, columns).map((text) => make(tag, {}, text)));
     let [same, all] = [0, 0];
-    const lines = rows.map(({ prompt, order, votes }) => {
+    const lines = rows.map(({ prompt, answers, order, votes }) => {
+      const shown = answers.map((text, place) => `${SIDES[place]}: ${text.length > 100 ? `${text.slice(0, 99)}…` : text}`);
       const own = votes.find((vote) => vote.mine);
       const mine = own ? inWords(own, order) : TEXT;
       const counts = new Map();
@@ -266,7 +267,7 @@ async function results() {
       }
       same += mine === TEXT ? 0 : counts.get(mine) ?? 0;
       const reasons = votes.map((vote) => vote.reason && `${inWords(vote, order)}: ${vote.reason}`).filter(Boolean);
-      return cells("td", [prompt, mine, [...counts].map(([words, count]) => `${count} × ${words}`).join(", "), reasons.join(" · ")]);
+      return cells("td", [[prompt, ...shown].join("\n"), mine, [...counts].map(([words, count]) => `${count} × ${words}`).join(", "), reasons.join(" · ")]);
     });
     const agreement = all ? `${same} of ${all} votes of others are the same as yours.` : "";
     byId("results").replaceChildren(make("p", {}, agreement), make("table", {}, cells("th", ["Prompt", "You", "Others", "Reasons"]), ...lines));
