@@ -126,8 +126,10 @@ def test_questions_whose_answers_a_quotation_shows(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("alignkit_plugins.ai_feedback.questions.MOST", 60)
-    (tmp_path / "sea.md").write_text(SEA, encoding="utf-8")
-    step = Questions(Questions.Options(texts=tmp_path / "sea.md", writer=answers(server, oracle)))
+    (folder := tmp_path / "texts").mkdir()
+    (folder / "sea.md").write_text(SEA, encoding="utf-8")
+    (folder / "empty.md").write_text("\n", encoding="utf-8")
+    step = Questions(Questions.Options(texts=folder, writer=answers(server, oracle)))
     artifact = made(step, tmp_path)
     salt, tides = artifact.groups
     question = "Why is the sea salty?"
@@ -139,6 +141,7 @@ def test_questions_whose_answers_a_quotation_shows(
     assert tides.meta["quotation"].endswith("day of the\nyear")  # as it stands in the text
     dropped = read_rows(tmp_path / "out" / "dropped.jsonl")
     assert [(each["dropped"], each.get("second_answer")) for each in dropped] == [
+        ("a text without words", None),
         ("the question says the answer", None),
         ("the quotation is not in the passage", None),
         ("the second answer differs", "35 grams"),
@@ -153,21 +156,6 @@ def test_questions_whose_answers_a_quotation_shows(
     (tmp_path / "none").mkdir()
     with pytest.raises(RunFailed, match="no question in the reply: 2"):
         made(step, tmp_path / "none")
-
-
-def test_questions_about_saved_pages(tmp_path: Path, server: Server) -> None:
-    pytest.importorskip("trafilatura")
-    paragraphs = "".join(f"<p>{text}</p>" for text in SEA.split("\n\n"))
-    page = (
-        f'<html><body><nav><a href="/">MENU</a></nav><article>{paragraphs}</article></body></html>'
-    )
-    (tmp_path / "sea.html").write_text(page, encoding="utf-8")
-    (tmp_path / "none.html").write_text("<html></html>", encoding="utf-8")
-    step = Questions(Questions.Options(texts=tmp_path, writer=answers(server, oracle)))
-    artifact = made(step, tmp_path)
-    (group,) = artifact.groups
-    assert group.meta["source"] == "sea.html" and "MENU" not in group.meta["passage"]
-    assert artifact.summary["dropped"]["a text without words"] == 1
 
 
 def test_passages_are_whole_paragraphs() -> None:

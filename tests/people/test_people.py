@@ -4,7 +4,6 @@ labeled.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from dataclasses import replace
@@ -34,7 +33,7 @@ from alignkit_plugins.report.facts import facts_of
 from tests import rows
 from tests.killed import forked
 from tests.people.labelers import label
-from tests.rows import Said, cells, read_rows, user, write_rows
+from tests.rows import Said, user, write_rows
 
 RUN, STORE = Path("run"), Path("run/labels.feedback")
 ANSWERS, LABELS, REWARD = yaml.safe_load("""
@@ -120,34 +119,6 @@ def test_a_run_waits_for_labels_and_a_reward_model_learns_their_margins(capsys: 
     capsys.readouterr()
     run(stages)
     assert "labels: unchanged, reused" in capsys.readouterr().err
-
-
-READ = """
-pair     | {"pairs": [{"better": 0, "worse": 1, "margin": "significantly"}]}
-safety   | {"meta": {"safety_bin": "both_safe"}}
-ranking | {"responses": [{"text": "one", "rank": 3.0}, {"text": "three", "rank": 2.0}, {"text": "eleven", "rank": 1.0}]}
-review        | {"meta": {"overall": [4, 4], "flags": [[], []]}}
-demonstration | {"responses": [{"text": "An answer."}]}
-thumb         | {"responses": [{"text": "Hello there!", "label": true}]}
-"""
-
-
-def test_every_task_becomes_data() -> None:
-    ranked = {"prompt": "Hi", "responses": ["one", "three", "eleven"], "ranks": [1, 2, 3]}
-    for name, row in {"pair": PAIR, "ranking": ranked, "demonstration": {"prompt": "Hi"}}.items():
-        written(f"{name}.jsonl", row)
-    stages = {}
-    for task, _ in cells(READ):
-        name = task if Path(f"{task}.jsonl").exists() else "pair"
-        stages[task] = {"step": "people", "data": f"{name}.jsonl", "task": task}
-    run(stages, code=75)
-    label(STORE)
-    run(stages)
-    for task, expected in cells(READ):
-        groups = read_rows(RUN / task / "data.jsonl")
-        assert len(groups) == (2 if task == "thumb" else 1)
-        parts = json.loads(expected)
-        assert {name: groups[0][name] for name in parts} == parts
 
 
 MADE = """

@@ -95,13 +95,6 @@ def test_an_item_is_open_until_every_stage_that_asks_has_its_labels(tmp_path: Pa
     assert offered(tmp_path, "bob") == {"question 0"}
 
 
-def test_a_stage_that_wants_more_labels_takes_an_item_over(tmp_path: Path) -> None:
-    assert missing(tmp_path, THREE[:1], stage="one") == 1
-    assert missing(tmp_path, THREE[:1], stage="many", annotators=3) == 3
-    say(tmp_path, THREE[0])
-    assert offered(tmp_path, "bob") == {"question 0"}
-
-
 def test_labels_of_somebody_who_withdraws_are_asked_of_others(tmp_path: Path) -> None:
     missing(tmp_path, THREE[:1])
     say(tmp_path, THREE[0])

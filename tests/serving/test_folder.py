@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -246,17 +245,6 @@ def test_nothing_is_overwritten(
     export(house_run / "sft", mine, code=2)
     assert f"mine {why}" in said()
     assert sorted(tmp_path.rglob("*")) == [mine, mine / "thesis.txt"]
-
-
-@FORMS
-def test_no_text_of_an_export_names_a_folder_of_this_machine(
-    form: list[str], house_run: Path, tmp_path: Path
-) -> None:
-    export(house_run / "sft", out := tmp_path / "out", *form)
-    private = house_run, tmp_path, Path.home(), cache_folder(), Path.cwd()
-    for file in out.iterdir():
-        content = file.read_bytes()
-        assert [each for each in private if f"{each}{os.sep}".encode() in content] == [], file
 
 
 @pytest.mark.parametrize(

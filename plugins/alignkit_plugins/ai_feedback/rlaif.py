@@ -53,6 +53,7 @@ from alignkit_plugins.ai_feedback.judge_card import (
     judge_names,
     sentence,
 )
+from alignkit_plugins.ai_feedback.make_data import policies_of
 from alignkit_plugins.ai_feedback.panel import joint
 from alignkit_plugins.ai_feedback.rubric import Judged
 from alignkit_plugins.compare.comparison import checked_prompts, units_of
@@ -125,7 +126,7 @@ class JudgePairs(Step):
             return clamp
 
         def policies_to_sample(self) -> list[str]:
-            return [self.policy] if self.policy is not None else []
+            return policies_of(self.policy)
 
     options: Options
     maps = ("sample", "judge")

@@ -172,9 +172,8 @@ class People(Step):
             _keep_good(entries, ask(texts, options.reviewers, "-reviews"))
         # Gold items are not learned from, but say who knows the task.
         with Store.open(path) as store:
-            item_ids = {item.id for item in items}
-            names = [row["id"] for row in store.rows("SELECT id FROM items WHERE gold IS NOT NULL")]
-            gold = labeled(store, [name for name in names if name not in item_ids])
+            every, item_ids = labeled(store), {item.id for item in items}
+        gold = [each for each in every if each.item.gold and each.item.id not in item_ids]
         try:
             worse, notes = below([*entries, *gold], options.min_gold)
         except BadRow as error:

@@ -8,7 +8,7 @@ not have: links, images, references, entities and HTML stay as they were written
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from alignkit.io.text import BIDI
@@ -16,6 +16,7 @@ from alignkit_plugins.text.rows import calls_of
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
+    from markdown_it.tree import SyntaxTreeNode
 
 Part = str | list[Any]
 
@@ -57,6 +58,7 @@ def formatted(text: str) -> list[Part] | None:
     `ol`, `info` of `pre`), and its parts. The tags are HTML's.
     """
     from markdown_it import MarkdownIt
+    from markdown_it.tree import SyntaxTreeNode
 
     if len(text) > LONGEST or _FORMULA.search(text):
         return None
@@ -66,7 +68,7 @@ def formatted(text: str) -> list[Part] | None:
         .disable(_AS_WRITTEN)
     )
     tokens = markdown.parse(visible(text))
-    return None if all(map(_is_plain, tokens)) else _nested(tokens)
+    return None if all(map(_is_plain, tokens)) else _nested(SyntaxTreeNode(tokens))
 
 
 def _is_plain(token: Token) -> bool:
@@ -75,38 +77,35 @@ def _is_plain(token: Token) -> bool:
     return token.type in ("paragraph_open", "paragraph_close")
 
 
-def _nested(tokens: Iterable[Token]) -> list[Part]:
-    root: list[Part] = []
-    stack = [root]
-    for token in tokens:
-        if token.type == "inline":
-            stack[-1] += _nested(token.children or ())
-        elif token.nesting == 1:
-            stack.append(_opened(token))
-        elif token.nesting == -1:
-            part = stack.pop()
-            # Paragraphs of a tight list are hidden: their texts belong to the list's item.
-            stack[-1] += part[1:] if token.hidden else [part]
+def _nested(node: SyntaxTreeNode) -> list[Part]:
+    """The parts of a node."""
+    parts = list[Part]()
+    for child in node.children:
+        # Paragraphs of a tight list are hidden: their texts belong to the list's item.
+        if child.type == "inline" or child.hidden:
+            parts += _nested(child)
+        elif child.is_nested:
+            parts.append([*_opened(child), *_nested(child)])
         else:
-            stack[-1].append(_leaf(token))
-    return root
+            parts.append(_leaf(child))
+    return parts
 
 
-def _opened(token: Token) -> list[Part]:
-    if token.tag == "ol" and "start" in token.attrs:
-        return ["ol", {"start": int(token.attrs["start"])}]  # type: ignore[list-item]
-    if token.type == "heading_open":
-        return [f"h{min(int(token.tag[1]) + 2, 6)}"]  # below the page's own headings
-    return [token.tag]
+def _opened(node: SyntaxTreeNode) -> list[Part]:
+    if node.tag == "ol" and "start" in node.attrs:
+        return ["ol", {"start": int(node.attrs["start"])}]  # type: ignore[list-item]
+    if node.type == "heading":
+        return [f"h{min(int(node.tag[1]) + 2, 6)}"]  # below the page's own headings
+    return [node.tag]
 
 
-def _leaf(token: Token) -> Part:
-    text = visible(token.content)
-    if token.type in ("fence", "code_block"):
-        info: list[Any] = [{"info": visible(token.info.strip())}] if token.info.strip() else []
+def _leaf(node: SyntaxTreeNode) -> Part:
+    text = visible(node.content)
+    if node.type in ("fence", "code_block"):
+        info: list[Any] = [{"info": visible(node.info.strip())}] if node.info.strip() else []
         return ["pre", *info, text.removesuffix("\n")]
-    if token.type in ("softbreak", "hardbreak"):
+    if node.type in ("softbreak", "hardbreak"):
         return "\n"
-    if token.type == "code_inline":
+    if node.type == "code_inline":
         return ["code", text]
-    return ["hr"] if token.type == "hr" else text
+    return ["hr"] if node.type == "hr" else text
