@@ -21,7 +21,6 @@ from alignkit.cli import main
 from alignkit.errors import DataError
 from alignkit_plugins.people.command import greet, groups_to_label, prepared, say_goodbye
 from alignkit_plugins.people.items import items_of
-from alignkit_plugins.people.label_api import guidelines_now, rendered
 from alignkit_plugins.servers import server
 from tests.patience import PATIENCE
 from tests.people.pages import application, visit
@@ -192,14 +191,6 @@ def test_without_the_packages_it_says_what_to_install(
     code, text = fails("a.jsonl")
     assert code == 1 and "the page needs the package starlette$help: " in text
     assert "'alignkit[label]'" in text and not Path("a.feedback").exists()
-
-
-def test_guidelines(tmp_path: Path) -> None:
-    with opened(tmp_path) as store:
-        assert guidelines_now(store)[1].startswith("# How to label")
-        store.add_guidelines("two")
-        assert guidelines_now(store)[1] == "two"
-    assert rendered("a | b\n--|--\n<b>1</b> | ![x](y)").count("<img") == 0
 
 
 def ask(browser: OpenerDirector, request: Request | str) -> tuple[int, str]:
