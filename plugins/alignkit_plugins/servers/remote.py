@@ -295,7 +295,7 @@ class Remote:
         ) as client:
 
             async def work() -> None:
-                while waiting:  # which all workers share
+                while waiting:  # the workers share it
                     key, body = waiting.popleft()
                     reply = await self._reply(client, secret, body)
                     if not reply.reason:
