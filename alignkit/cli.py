@@ -123,16 +123,14 @@ def run(
 
     if each and dry_run:
         refuse("--dry-run checks one run, not the cells of --each", "leave one of them out")
+    if not each and (part or jobs > 1):
+        alone = "--part" if part else "--jobs"
+        refuse(f"{alone} says which cells run, and there are none", "add --each KEY=VALUES")
     if each:
         words = [recipe, *(overrides or ())]
         for name, value in (("--only", only), ("--until", until), ("--processes", processes)):
             words += [name, str(value)] if value not in (None, 1) else []
-        for name, files in plugin_options.items():
-            for file in files:
-                words += [name, str(file)]
-        return _cells(
-            lambda more: chosen(lambda text: None, more=more), words, each, out, jobs, part
-        )
+        return _cells(chosen, words, each, out, jobs, part)
     if dry_run:
         return _checked(chosen(), out)
     with stoppable():  # from here on, while modules are imported, too
@@ -148,13 +146,15 @@ def run(
 
 
 def _cells(load: Any, words: Sequence[str], each: Sequence[str], *options: Any) -> Result:
-    """What a plugin finds in many runs of a recipe."""
-    from alignkit.host.plugins import load_plugins, plugins
+    """Run cells, with the plugins of this command."""
+    from alignkit.io.console import Reporter
+    from alignkit.runs.start import run_cells
 
-    load_plugins()
-    for found in plugins().ask("cells", load, words, each, *options):
-        return found
-    refuse("--each: no plugin runs cells", "`alignkit plugins` lists what is installed")
+    command, say = list(words), Reporter().say  # a warning once
+    for name, files in plugin_options.items():
+        for file in files:
+            command += [name, str(file)]
+    return run_cells(lambda more: load(say, more=more), command, each, *options)
 
 
 def _checked(recipe: Any, out: Path | None) -> Result:

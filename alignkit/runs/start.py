@@ -19,11 +19,13 @@ from typing import Any
 
 from rich.console import Console
 
+from alignkit.contract.commands import Result
 from alignkit.contract.kinds import World
-from alignkit.errors import Stopped, message_of
+from alignkit.errors import Stopped, message_of, refuse
 from alignkit.host.plugins import launcher, load_plugins
+from alignkit.host.plugins import plugins as registered
 from alignkit.io.console import Reporter
-from alignkit.io.results import FACTS, PAGE, RECIPE, json_lines, read_record
+from alignkit.io.results import CELLS, FACTS, PAGE, RECIPE, json_lines, read_record
 from alignkit.io.text import Say, exists
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
@@ -101,9 +103,11 @@ def run(
     overrides: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     plugins: Sequence[str | Path] = (),
+    each: Mapping[str, Sequence[Any]] | None = None,
+    jobs: int = 1,
 ) -> dict[str, StageResult]:
     """Run a recipe, and resume or reuse what is in its folder; returns what each stage made, by its
-    name.
+    name, or by `CELL/STAGE` with `each`.
 
     Raises an AlignkitError that says what is wrong. Signals stop the run only in the main thread.
 
@@ -112,15 +116,53 @@ def run(
         overrides: `{"stages.sft.epochs": 1}`.
         out: Default `runs/NAME`.
         plugins: Files to load, as with `--plugin`.
+        each: `{"seed": [3, 4], "stages.align.algorithm": ["ppo", "grpo"]}`: a run for each
+            combination, as with `--each`; also `{"seed": "3..7"}`. `alignkit show` has their table.
+        jobs: Runs at once.
     """
     load_plugins([Path(file) for file in plugins])
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
-    checked = load_recipe(find_recipe(recipe), texts)
-    folder = Path(out or folder_of(checked, None))
+    path, where = find_recipe(recipe), Path(out) if out else None
+    if each:
+        return _cells_of(path, texts, where, plugins, each, jobs)
+    checked = load_recipe(path, texts)
+    folder = where or folder_of(checked, None)
     from alignkit.runs.run import run_recipe
 
     run_recipe(checked, folder)
     return _results(checked, folder)
+
+
+def _cells_of(
+    path: Path,
+    texts: Sequence[str],
+    out: Path | None,
+    plugins: Sequence[str | Path],
+    each: Mapping[str, Sequence[Any]],
+    jobs: int,
+) -> dict[str, StageResult]:
+    """What each stage of each cell made, by `CELL/STAGE`."""
+    command, words, found = [str(path), *texts], list[str](), dict[str, StageResult]()
+    for file in plugins:
+        command += ["--plugin", str(file)]
+    for key, values in each.items():
+        every = [values] if isinstance(values, str) else values
+        plain = (value if isinstance(value, str) else json.dumps(value) for value in every)
+        words.append(f"{key}={','.join(plain)}")
+    made = run_cells(lambda more: load_recipe(path, [*texts, *more]), command, words, out, jobs, "")
+    for row in sorted(Path(made.facts["folder"], CELLS).glob("*=*.json")):  # of a complete cell
+        cell = row.with_name(row.name.removesuffix(".json"))
+        for name, result in _results(load_recipe(cell / RECIPE), cell).items():
+            found[f"{cell.name}/{name}"] = result
+    return found
+
+
+def run_cells(load: Any, command: Sequence[str], each: Sequence[str], *options: Any) -> Result:
+    """What a plugin finds in many runs of a recipe."""
+    load_plugins()
+    for found in registered().ask("cells", load, command, each, *options):
+        return found
+    refuse("--each: no plugin runs cells", "`alignkit plugins` lists what is installed")
 
 
 def _results(recipe: Recipe, folder: Path) -> dict[str, StageResult]:

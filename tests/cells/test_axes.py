@@ -29,7 +29,8 @@ REFUSED = r"""
 seed                             | expected KEY=VALUE,VALUE
 seed=                            | expected KEY=VALUE,VALUE
 seed=7..3                        | the range is empty
-a=1,,2                           | a value is empty
+a=1,,2                           | expected values of YAML
+a={x                             | expected values of YAML
 a=1,1                            | the value 1 is there twice
 a=1 a=2                          | there are two axes of this key
 a=none.yaml                      | no such file: none.yaml

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import alignkit
 from alignkit.cli import main
-from tests.rows import Said, read_json, write_rows
+from alignkit.recipe import load
+from tests.rows import Said, cells, read_json, write_rows
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -29,28 +32,58 @@ def recipe() -> Path:
     return Path("recipe.yaml")
 
 
-def test_cells_share_what_does_not_vary_and_make_one_table(recipe: Path, printed: Said) -> None:
-    words = ["run", str(recipe), "--each", "stages.more.max_steps=1,2,9x", "--jobs", "2"]
-    assert main(words) == 2  # before anything runs
-    assert main(["run", str(recipe), "--each", "seed=1..2", "--dry-run"]) == 2
-    assert not Path("runs").exists()
-    words[3] = "stages.more.max_steps=1,2"
+REFUSED = """
+    --each stages.more.max_steps=1,9x | max_steps
+    --each seed=1..2 --dry-run        | --dry-run checks one run
+    --jobs 2                          | --jobs says which cells run
+    --part 1/2                        | add --each KEY=VALUES
+"""
+
+
+@pytest.mark.parametrize(("options", "says"), cells(REFUSED))
+def test_what_cannot_run_is_refused_before_anything_runs(
+    recipe: Path, said: Said, options: str, says: str
+) -> None:
+    assert main(["run", str(recipe), *options.split()]) == 2
+    assert says in said() and not Path("runs").exists()
+
+
+def test_cells_share_what_does_not_vary_and_make_one_table(
+    recipe: Path, printed: Said, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load.load_named
+
+    def warns(*given: Any) -> Any:
+        given[-1]("warning: of the loader")
+        return loaded(*given)
+
+    monkeypatch.setattr(load, "load_named", warns)
+    words = ["run", str(recipe), "--each", "stages.more.max_steps=1,2", "--jobs", "2"]
     assert main(words) == 0
-    cells = Path("runs/many/cells")
-    one, two = (read_json(cells / f"max_steps={steps}.json") for steps in (1, 2))
+    assert said().count("of the loader") == 1
+    folder = Path("runs/many/cells")
+    one, two = (read_json(folder / f"max_steps={steps}.json") for steps in (1, 2))
     for stage, same in (("sft", True), ("more", False)):
         keys = [each["stages"][stage]["hash"] for each in (one, two)]
         assert (keys[0] == keys[1]) == same
-    logs = [(cells / f"max_steps={steps}.log").read_text() for steps in (1, 2)]
+    logs = [(folder / f"max_steps={steps}.log").read_text() for steps in (1, 2)]
     assert sum("sft: reused from" in log for log in logs) == 1
     printed()
     assert main(["show", "runs/many"]) == 0
     shown = printed()
     assert "2 cells, seed 0" in shown and "the intervals are over prompts only" in shown
-    assert main(["show", str(cells / "max_steps=1")]) == 0  # as any run
+    made = alignkit.run(recipe, each={"stages.more.max_steps": [1, 2]}, jobs=2)
+    assert [*made] == [
+        f"max_steps={n}/{name}" for n in (1, 2) for name in ("sft", "more", "report")
+    ]
+    assert made["max_steps=2/more"].folder == folder / "max_steps=2" / "more"
+    assert main(["show", str(folder / "max_steps=1")]) == 0  # as any run
+    # A cell reads the answers of another one's policy that is the same
+    assert main([*words[:2], "--each", "stages.more.max_steps=3"]) == 0
+    assert "sft: 4 kept answers" in (folder / "max_steps=3.log").read_text()
     # A cell that was changed is not read
     one["seed"] = 7
-    (cells / "max_steps=1.json").write_text(json.dumps(one))
+    (folder / "max_steps=1.json").write_text(json.dumps(one))
     assert main(["show", "runs/many"]) == 4
     # Parts run some of the cells, which are complete already
     assert main([*words, "--part", "2/2"]) == 4 and main([*words, "--part", "3/2"]) == 2

@@ -11,6 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from alignkit.errors import refuse
 from alignkit.io.digest import digest
@@ -21,7 +24,6 @@ EXAMPLE = "--each seed=3..7, or --each stages.align.algorithm=ppo,grpo"
 MOST = 10_000  # cells
 LONGEST = 40  # characters of a value in an address
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
-_OPEN, _CLOSED = "[{(", "]})"
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,11 @@ def _values(key: str, text: str) -> Iterator[tuple[str, Sequence[str]]]:
         for number in range(low, high + 1):
             yield str(number), [f"{key}={number}"]
     else:
-        for part in _parts(text):
-            if not part:
-                refuse(f"--each {key}={text}: a value is empty", f"for example: {EXAMPLE}")
+        try:
+            parts = list(_parts(text))
+        except yaml.YAMLError:
+            refuse(f"--each {key}={text}: expected values of YAML", f"for example: {EXAMPLE}")
+        for part in parts:
             yield _name(part), [f"{key}={part}"]
 
 
@@ -120,19 +124,11 @@ def _variants(key: str, file: Path) -> dict[str, Sequence[str]]:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """A text cut at its commas, but for those in brackets and quotes."""
-    start, depth, quote = 0, 0, ""
-    for at, sign in enumerate(text):
-        if quote:
-            quote = "" if sign == quote else quote
-        elif sign in "'\"":
-            quote = sign
-        else:
-            depth += (sign in _OPEN) - (sign in _CLOSED)
-        if sign == "," and not depth and not quote:
-            yield text[start:at].strip()
-            start = at + 1
-    yield text[start:].strip()
+    """A text cut at its commas, but for those in brackets and quotes of YAML. Raises YAMLError."""
+    line = f"[{text}]"
+    found: Any = yaml.compose(line, yaml.BaseLoader)
+    for node in found.value:
+        yield line[node.start_mark.index : node.end_mark.index]
 
 
 def _name(value: str) -> str:

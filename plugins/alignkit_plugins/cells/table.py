@@ -18,7 +18,7 @@ from alignkit_plugins.cells import crossed
 from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.cells.rows import MACHINE, rows_of, scores_in
 from alignkit_plugins.compare.rows import TRUST, Row, decides, plain
-from alignkit_plugins.compare.scores import Measure, Scale, Scores, compare
+from alignkit_plugins.compare.scores import Measure, Scores, compare
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.compare.verdicts import MORE, verdicts
 from alignkit_plugins.text.readable import estimate_text
@@ -187,23 +187,21 @@ def _grid(scores: Scores, metric: str) -> dict[str, Array]:
 
 
 def _over_seeds(rows: Sequence[Row], measure: Measure, grid: Mapping[str, Array]) -> list[Row]:
-    """The rows of one metric, with intervals over prompts and seeds. Scores of two levels are
-    shares while they are computed.
-    """
-    levels = (measure.scale or Scale(None)).levels
-    bottom, top = levels or (0.0, 1.0)
-    shares = {policy: (own - bottom) / (top - bottom) for policy, own in grid.items()}
-    gaps = {row.policy: shares[row.policy] - shares[row.baseline] for row in rows if row.baseline}
-    differences = _differences(gaps, bool(levels)) if gaps else {}
+    """The rows of one metric, with intervals over prompts and seeds."""
+    gaps = {row.policy: grid[row.policy] - grid[row.baseline] for row in rows if row.baseline}
+    differences = _differences(gaps, _of_shares(measure)) if gaps else {}
     found = list[Row]()
     for row in rows:
-        estimate = _scaled(_mean(shares[row.policy], bool(levels)), bottom, top)
-        row = replace(row, estimate=estimate)
-        if row.policy in differences:
-            own = _scaled(differences[row.policy], 0.0, top - bottom)
+        row = replace(row, estimate=_mean(grid[row.policy], _of_shares(measure)))
+        if own := differences.get(row.policy):
             row = replace(row, difference=own, equal_length={}, win_rate={}, counts="")
         found.append(row)
     return found
+
+
+def _of_shares(measure: Measure) -> bool:
+    """Whether all scores are 0 or 1."""
+    return measure.scale is not None and measure.scale.levels == (0.0, 1.0)
 
 
 def _mean(share: Array, of_shares: bool) -> dict[str, Any]:
@@ -234,31 +232,24 @@ def _differences(gaps: Mapping[str, Array], of_shares: bool) -> dict[str, dict[s
     return differences
 
 
-def _scaled(found: dict[str, Any], bottom: float, top: float) -> dict[str, Any]:
-    ends = {name: bottom + (top - bottom) * found[name] for name in ("mean", "low", "high")}
-    return {**found, **ends}
-
-
 def _visible(scores: Scores, metric: str, baseline: str, names: Sequence[str]) -> list[str]:
     """The smallest difference that the table could see, as a range, because few seeds say little of
     what seeds add; and what lowers it.
     """
     grid, measure = _grid(scores, metric), scores.measures[metric]
-    levels = (measure.scale or Scale(None)).levels
-    bottom, top = levels or (0.0, 1.0)
-    gaps = np.stack([grid[name] - grid[baseline] for name in names]) / (top - bottom)
-    found = crossed.intervals(gaps, bool(levels)).parts
+    gaps = np.stack([grid[name] - grid[baseline] for name in names])
+    found = crossed.intervals(gaps, _of_shares(measure)).parts
     least, _, most = crossed.visible(found, ERROR / len(gaps))
     prompts, seeds, rest = (float(one.mean()) for one in (found.prompts, found.seeds, found.rest))
     what = "four times as many prompts about halve that"
     if seeds - rest > LARGE * (prompts + seeds - rest):
         what = "four times as many seeds halve that, no number of prompts does"
-    ends = (top - bottom) * least, (top - bottom) * most
-    if measure.percent and least >= 1:
-        return [f"could see no difference at all; {what}"]
-    low, high = (f"{100 * min(1.0, end):.0f}" if measure.percent else f"{end:.2g}" for end in ends)
-    points = " points" if measure.percent else ""
-    return [f"could see a difference of {low} to {high}{points}; {what}"]
+    ends = f"{least:.2g} to {most:.2g}"
+    if measure.percent:
+        if least >= 1:
+            return [f"could see no difference at all; {what}"]
+        ends = f"{100 * least:.0f} to {100 * min(1.0, most):.0f} points"
+    return [f"could see a difference of {ends}; {what}"]
 
 
 def claimed(rows: Sequence[Row]) -> list[Row]:

@@ -34,6 +34,7 @@ from alignkit.io.results import (
     folders_of,
     is_result_name,
     json_lines,
+    other_runs,
     read_record,
     stage_folder,
 )
@@ -174,12 +175,16 @@ def kept_answers(
     prompts: Sequence[Group],
     sampling: Mapping[str, Any],
 ) -> dict[str, list[list[Response]]]:
-    """The answers of policies in an earlier result of this stage from which only other policies
-    differ, by their names. policies: the model of each. sampling: as in the result's summary.
+    """The answers of policies in another result of this stage, also of a run whose results this one
+    reuses, from which only other policies differ, by their names. policies: the model of each.
+    sampling: as in the result's summary.
     """
     found, other = dict[str, list[list[Response]]](), dict.fromkeys(("upstream", "files"))
-    now = read_record(context.out).get("depends_on", {})
-    for folder in folders_of(context.out.parent, context.out.name):
+    run, now = context.out.parent, read_record(context.out).get("depends_on", {})
+    folders = [
+        folder for one in (run, *other_runs(run)) for folder in folders_of(one, context.out.name)
+    ]
+    for folder in folders:
         record, groups = read_record(folder), list[Group]()
         then = record.get("depends_on", {})
         same = {**then, **other} == {**now, **other} and record["summary"]["sampling"] == sampling
