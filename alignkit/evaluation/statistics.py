@@ -461,10 +461,9 @@ def interval_text(
     if estimate is None or estimate["mean"] is None:
         return "-"
     scale = 100 if percent else 1
-    if percent:  # a difference that is not 0 does not read as 0
-        digits = int(sign and 0 < abs(estimate["mean"]) < 0.005)
-    elif digits is None:
-        digits = decimals(estimate)
+    digits = 0 if percent else decimals(estimate) if digits is None else digits
+    if sign and 0 < abs(estimate["mean"] * scale) < 0.5:
+        digits = max(1, digits)  # or it would read as no difference
     # z: a mean of -0.001 reads as 0, not as -0.
     text = f"{estimate['mean'] * scale:{'+' if sign else ''}z.{digits}f}{'%' if percent else ''}"
     low, high = estimate["low"], estimate["high"]

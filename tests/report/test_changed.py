@@ -45,7 +45,7 @@ CHANGES = """
     {"reward": "repetition"}                            | reward.name: length -> repetition
     {"iterations": 4, "epochs": 3, "max_length": 999} | iterations: 3 -> 4, epochs: 2 -> 3, max_length: 1024 -> 999)
     {"iterations": 4, "epochs": 3, "max_length": 999, "keep_versions": true} \
-| iterations: 3 -> 4, epochs: 2 -> 3, max_length: 1024 -> 999, keep_versions: False -> True
+| iterations: 3 -> 4, epochs: 2 -> 3, max_length: 1024 -> 999 and 1 more)
 """
 
 
