@@ -150,7 +150,7 @@ def _cells_of(
         plain = (value if isinstance(value, str) else json.dumps(value) for value in every)
         words.append(f"{key}={','.join(plain)}")
     made = run_cells(lambda more: load_recipe(path, [*texts, *more]), command, words, out, jobs, "")
-    for row in sorted(Path(made.facts["folder"], CELLS).glob("*=*.json")):  # of a complete cell
+    for row in sorted(Path(made.facts["folder"], CELLS).glob("*=*.json")):
         cell = row.with_name(row.name.removesuffix(".json"))
         for name, result in _results(load_recipe(cell / RECIPE), cell).items():
             found[f"{cell.name}/{name}"] = result
