@@ -29,7 +29,7 @@ from alignkit.models.adapters import is_adapter
 from alignkit.models.generate import StageEngine, attach, build_request
 from alignkit.models.loading import load_tokenizer, load_weights, with_padding
 from alignkit.models.memory import within_memory
-from alignkit.models.packing import cut, measure, read_prompts
+from alignkit.models.packing import by_response, cut, measure, read_prompts
 from alignkit.models.saved import has_score
 from alignkit.models.shared_model import UNMODIFIED, HeadKind, SharedModel, Wants
 from alignkit.models.whole_model import export
@@ -116,12 +116,11 @@ class RolePolicy:
         fitting = [e for e in encoded if e is not None and e.responses]
         role = self.loaded.role(self.reference)
         with self.loaded.progress(f"measuring {self.reference}", len(fitting)) as done:
-            columns = measure(self.model, role, fitting, wants, done)
-        measured = zip(*columns.values(), strict=True)
+            measured = iter(by_response(measure(self.model, role, fitting, wants, done)))
         outputs: list[dict[str, Tensor]] = []
         for group, e in zip(groups, encoded, strict=True):
             for _ in group.responses:
-                outputs.append({} if e is None else dict(zip(columns, next(measured), strict=True)))
+                outputs.append({} if e is None else next(measured))
         return outputs
 
     def report_unread(self) -> None:

@@ -183,13 +183,12 @@ class Examples:
     """Encoded groups with columns of measured numbers, in the order of their responses.
 
     token_columns: fp32 [N], for the N tokens of all responses, one response after the other.
-    columns: [responses]. advantage_names: the columns that an algorithm's `signal` returned.
+    columns: [responses].
     """
 
     groups: list[Encoded]
     token_columns: dict[str, Tensor] = field(default_factory=dict)
     columns: dict[str, Tensor] = field(default_factory=dict)
-    advantage_names: tuple[str, ...] = ()
 
     @cached_property
     def responses(self) -> list[ResponseTokens]:
@@ -223,7 +222,6 @@ class Examples:
             [self.groups[i] for i in indices],
             {name: column[of_tokens] for name, column in self.token_columns.items()},
             {name: column[places] for name, column in self.columns.items()},
-            self.advantage_names,
         )
 
     def add_advantages(self, advantages: Mapping[str, Tensor]) -> None:
@@ -234,7 +232,6 @@ class Examples:
                 self.token_columns[name] = values[self._in_response]
             else:
                 self.columns[name] = values
-        self.advantage_names = (*self.advantage_names, *advantages)
 
     def batch(self, device: torch.device | str = "cpu") -> Batch:
         """Pad everything to the longest response: tables [R, T] of R responses and T tokens."""
@@ -249,6 +246,7 @@ class Examples:
         tokens = chain.from_iterable(response.tokens for response in self.responses)
         weights = self._padded(torch.tensor([*masks], dtype=torch.float32))
         mask = weights > 0
+        fields = {name: arrays.pop(name) for name in FIELDS if name in arrays}
         # Compared here: a GPU would have to be waited for
         weighted = not torch.equal(weights, mask.float())
         return Batch(
@@ -262,9 +260,9 @@ class Examples:
             truncated=torch.tensor(
                 [response.truncated for response in self.responses], dtype=torch.bool, device=device
             ),
-            signals={name: arrays[name] for name in self.advantage_names},
+            signals=arrays,
             turn_weights=weights.to(device) if weighted else None,
-            **{name: arrays[name] for name in FIELDS if name in arrays},
+            **fields,
         )
 
     @cached_property
@@ -406,3 +404,8 @@ def measure(
         return measured
 
     return within_memory(model.memory, in_micro_batches)
+
+
+def by_response(columns: Mapping[str, Sequence[Tensor]]) -> list[dict[str, Tensor]]:
+    """What `measure` returns, by response and then by name."""
+    return [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]

@@ -120,19 +120,16 @@ def stage_parts(
     base: digest of the base model. upstream: hashes of the stages it refers to. data: knows what
     each source holds.
     """
-    fingerprint = _Fingerprint(recipe, data)
+    plain = partial(_plain, recipe.folder, data)
     backends = plugins().registrations("_backend")
     others = [_code_of(one) for one in backends if one.distribution != GROUP]
     return {
         **({"backends": others} if others else {}),  # the version of ours is alignkit's
-        "component": fingerprint.of(stage.component),
-        "settings": fingerprint.of(
-            stage.settings and stage.settings.model_copy(update={"engine": None})
-        ),
-        "engine": fingerprint.of(stage.engine),  # the stage's, or the recipe's
+        "component": plain(stage.component),
+        "settings": plain(stage.settings and stage.settings.model_copy(update={"engine": None})),
+        "engine": plain(stage.engine),  # the stage's, or the recipe's
         "upstream": dict(upstream),
-        "model": _plain(recipe.folder, recipe.model),
-        "template": template_parts(recipe.folder, recipe.model),
+        **_model_parts(recipe.folder, recipe.model),
         "base": base,
         "folders": {folder: model_digest(folder) for folder in stage.folders},
         "seed": recipe.seed,
@@ -146,19 +143,15 @@ def _code_of(registration: Registration) -> list[Any]:
     return [registration.name, registration.version, source]
 
 
-def _plain(folder: Path, spec: ModelSpec) -> dict[str, Any]:
-    """The settings of a base model. folder: the recipe's."""
-    plain = spec.model_dump()
-    template = folder / (spec.chat_template or "")
-    if is_file(template):  # its content counts as `template`; its folder does not matter
-        plain["chat_template"] = template.name
-    return plain
-
-
-def template_parts(folder: Path, spec: ModelSpec) -> dict[str, Any]:
-    """What decides how messages become text. folder: the recipe's."""
-    code = named_template(spec.chat_template or "")
-    return {"code": code, "kwargs": spec.chat_template_kwargs, **_files_named(folder, spec)}
+def _model_parts(folder: Path, spec: ModelSpec) -> dict[str, Any]:
+    """The settings of a base model, and what decides how messages become text. folder: the
+    recipe's.
+    """
+    plain, name = spec.model_dump(), spec.chat_template or ""
+    if is_file(folder / name):  # its content counts as `template`; its folder does not matter
+        plain["chat_template"] = Path(name).name
+    template = {"code": named_template(name), "kwargs": spec.chat_template_kwargs}
+    return {"model": plain, "template": template | _files_named(folder, spec)}
 
 
 def _packages(stage: Stage, model: ModelSpec) -> list[str]:
@@ -172,53 +165,48 @@ def _packages(stage: Stage, model: ModelSpec) -> list[str]:
     return packages
 
 
-class _Fingerprint:
-    """Turns values of a recipe into plain data that changes with them: files count by content,
-    plugins by source.
+def _plain(folder: Path, data: RunData, value: Any) -> Any:
+    """A value of a recipe as plain data that changes with it: files count by content, plugins by
+    source. folder: the recipe's.
     """
-
-    def __init__(self, recipe: Recipe, data: RunData):
-        self.folder, self.data = recipe.folder, data
-
-    def of(self, value: Any) -> Any:
-        """The plain data of a value."""
-        if isinstance(value, Component):
-            return {
-                "name": value.name,
-                "version": value.registration.version,
-                "source": source_digests(value.registration.source_path),
-                "options": self.of(value.options),
-                "files": _files_named(self.folder, value.options),
-            }
-        if isinstance(value, DataSource):
-            keys = {name: self.of(item) for name, item in dict(value).items() if name != "path"}
-            return {"format": self.of(value.format), **keys, **self.data.identity(value)}
-        if isinstance(value, BaseModel):
-            # A key that is not set is left out: a new optional key must not start everyone's stages
-            # over.
-            ignored = getattr(value, "changes_no_result", ())
-            return {
-                n: self.of(item)
-                for n, item in dict(value).items()
-                if item is not None and n not in ignored
-            }
-        if isinstance(value, DataSpec | RewardSpec):
-            plain = {name: self.of(item) for name, item in vars(value).items()}
-            if isinstance(value, RewardSpec) and value.kind == "folder":
-                plain["files"] = model_digest(value.name)
-            return plain
-        if isinstance(value, Path):
-            path = self.folder / value
-            if is_dir(path):
-                return folder_digest(path)
-            if (reader := reader_of(path)) and reader.grows:  # its place does not matter
-                return path.name
-            return _content_of(path) or path.name
-        if isinstance(value, Mapping):
-            return {key: self.of(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.of(item) for item in value]
-        return value
+    plain = partial(_plain, folder, data)
+    if isinstance(value, Component):
+        return {
+            "name": value.name,
+            "version": value.registration.version,
+            "source": source_digests(value.registration.source_path),
+            "options": plain(value.options),
+            "files": _files_named(folder, value.options),
+        }
+    if isinstance(value, DataSource):
+        keys = {name: plain(item) for name, item in dict(value).items() if name != "path"}
+        return {"format": plain(value.format), **keys, **data.identity(value)}
+    if isinstance(value, BaseModel):
+        # A key that is not set is left out: a new optional key must not start everyone's stages
+        # over.
+        ignored = getattr(value, "changes_no_result", ())
+        return {
+            name: plain(item)
+            for name, item in dict(value).items()
+            if item is not None and name not in ignored
+        }
+    if isinstance(value, DataSpec | RewardSpec):
+        named = plain(vars(value))
+        if isinstance(value, RewardSpec) and value.kind == "folder":
+            named["files"] = model_digest(value.name)
+        return named
+    if isinstance(value, Path):
+        path = folder / value
+        if is_dir(path):
+            return folder_digest(path)
+        if (reader := reader_of(path)) and reader.grows:  # its place does not matter
+            return path.name
+        return _content_of(path) or path.name
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(plain, value))
+    return value
 
 
 def _content_of(path: Path) -> Any:

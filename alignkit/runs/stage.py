@@ -387,11 +387,12 @@ class StepStage(RunStage):
             id(spec): one.groups
             for spec, one in self._read(problems, filter(self._is_here, self.entries))
         }
-
-        def load(spec: Any) -> list[Group] | None:
-            return loaded.get(id(spec))
-
-        data = StepData(load, partial(self.check_scoring, options), self.recipe, self.say)
+        data = StepData(
+            lambda spec: loaded.get(id(spec)),
+            partial(self.check_scoring, options),
+            self.recipe,
+            self.say,
+        )
         self._check(problems, component, "check_data", data)
 
     def run(self) -> Artifact:
@@ -432,10 +433,9 @@ class StepStage(RunStage):
     def _scorer(self, spec: RewardSpec) -> Any:
         from alignkit.training.rewards import Rewards
 
-        def say(text: str) -> None:
-            self.reporter.say(f"{self.name}: {text}")
-
-        return Rewards(spec, self.reward_context(), chunks=self._chunks, make=self.plugin, say=say)
+        return Rewards(
+            spec, self.reward_context(), chunks=self._chunks, make=self.plugin, say=self.say
+        )
 
     def _chunks(self, name: str, groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
         """The groups that a single reward scores at once.

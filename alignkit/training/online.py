@@ -147,7 +147,10 @@ class RolloutTrainer(Trainer):
         self.sample_and_score(iteration)
         with iteration.timer("learn"):
             self.files.write(number, iteration.rollouts.scored)
-            self._notify(iteration)
+            groups = iteration.rollouts.scored
+            if self.learns:
+                groups = with_scores(groups)
+            self.stage.notify("rollouts_scored", iteration=number, groups=groups)
             self.measure(iteration)
             self.compute_advantages(iteration)
         with iteration.timer("watch"):
@@ -247,12 +250,6 @@ class RolloutTrainer(Trainer):
         chosen = {*compress(places, kept)}
         return [place in chosen for place in range(len(groups))], left_out
 
-    def _notify(self, iteration: Iteration) -> None:
-        groups = iteration.rollouts.scored
-        if self.learns:
-            groups = with_scores(groups)
-        self.stage.notify("rollouts_scored", iteration=iteration.number, groups=groups)
-
     def _report_samples(self, iteration: Iteration) -> None:
         """Say what a user must know of the samples."""
         idle = "gen_batches" in iteration.metrics and not (self.prompts.extra or self.filters)
@@ -294,14 +291,14 @@ class RolloutTrainer(Trainer):
             one_of = max(len(group.responses) for group in groups)
             groups, encoded = groups[::one_of], encoded[::one_of]
         measured = self.measured(self.role, encoded, values=self.value_role)
-        iteration.old = old = measured["logprobs"]
+        iteration.old = old = [found["logprobs"] for found in measured]
         reference = self.reference_logprobs(encoded)
         if needs.old_logprobs:
             examples.token_columns["old_logprobs"] = flat(old)
         if needs.reference_logprobs:
             examples.token_columns["reference_logprobs"] = flat(reference)
-        if "values" in measured:
-            examples.token_columns["old_values"] = flat(measured["values"])
+        if needs.values:
+            examples.token_columns["old_values"] = flat([found["values"] for found in measured])
         iteration.metrics["kl"] = kl = mean_kl(old, reference, groups)
         self._check_kl(kl)
         self._check_engine(iteration, engine_mismatch(groups, old))

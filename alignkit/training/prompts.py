@@ -64,18 +64,6 @@ class Samples:
     groups: list[Group]
     metrics: dict[str, float]
 
-    @classmethod
-    def restored(cls, state: Mapping[str, Any], prompts: Sequence[Group]) -> Samples:
-        """The inverse of `state`. prompts: those of the iteration."""
-        groups = []
-        for prompt, group in zip(prompts, state["groups"], strict=True):
-            groups.append(replace(group_from_json(group), origin=prompt.origin))
-        return cls(state["number"], groups, state["metrics"])
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {**vars(self), "groups": [*map(group_to_json, self.groups)]}
-
 
 @dataclass
 class SamplesUnderWay:
@@ -177,14 +165,18 @@ class PromptSource:
         """What a checkpoint keeps."""
         state: dict[str, Any] = {"extra": self.extra}
         if self.ahead is not None:
-            state["ahead"] = self.ahead.state()
+            groups = [*map(group_to_json, self.ahead.groups)]
+            state["ahead"] = {**vars(self.ahead), "groups": groups}
         return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
         self.extra = state["extra"]
         if ahead := state.get("ahead"):
-            self.ahead = Samples.restored(ahead, self.draw(ahead["number"]))
+            groups = []
+            for prompt, group in zip(self.draw(ahead["number"]), ahead["groups"], strict=True):
+                groups.append(replace(group_from_json(group), origin=prompt.origin))
+            self.ahead = Samples(**{**ahead, "groups": groups})
 
     def draw(self, number: int, first: int = 0, count: int | None = None) -> list[Group]:
         """Prompts of an iteration, from 1: shuffled epochs over all of them, or by the weights of

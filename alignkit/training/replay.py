@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -14,16 +15,21 @@ from alignkit.training.rewards import Rewards
 from alignkit.training.rollouts import with_scores
 
 
+@dataclass(eq=False)
 class RolloutFiles:
     """The scored rollouts of a stage on disk, one file per iteration, and those of the stages in
     `replay_from`.
+
+    learns_from_reward: responses without a score are left out. digests: this stage's files by name,
+    for its checkpoints.
     """
 
-    def __init__(self, stage: ActiveStage, rewards: Rewards, learns_from_reward: bool):
-        """learns_from_reward: responses without a score are left out."""
-        self.stage, self.rewards, self.learns_from_reward = stage, rewards, learns_from_reward
-        self.folder = stage.folder / "rollouts"
-        self.digests: dict[str, str] = {}  # this stage's files by name, for its checkpoints
+    stage: ActiveStage
+    rewards: Rewards
+    learns_from_reward: bool
+
+    def __post_init__(self) -> None:
+        self.folder, self.digests = self.stage.folder / "rollouts", dict[str, str]()
 
     def write(self, iteration: int, groups: Sequence[Group]) -> None:
         file = self._file(iteration)

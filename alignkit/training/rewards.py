@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -91,40 +91,32 @@ class Node:
         return CombinedReward(reward, combined.metrics)
 
 
+@dataclass(eq=False)
 class Rewards:
     """A reward expression, ready to score; without one, responses get no scores.
 
     collectives: each process scores its share, and combines the scores of all. by_engine: an
-    engine, which the first process has, answers those that sample.
+    engine, which the first process has, answers those that sample. make: returns the plugin of a
+    component, which may have been made before; default: a new one. say: tells the user why `score`
+    gave no scores.
     """
 
-    def __init__(
-        self,
-        spec: RewardSpec | None,
-        context: Context,
-        *,
-        collectives: Collectives = ONE_PROCESS,
-        chunks: Chunks = lambda name, groups: [groups],
-        by_engine: bool = False,
-        make: Callable[[Component], Any] = create,
-        say: Say = lambda text: None,
-    ):
-        """make: returns the plugin of a component, which may have been made before; default: a new
-        one. say: tells the user why `score` gave no scores.
-        """
-        self.context, self.collectives, self.chunks, self.by_engine = (
-            context,
-            collectives,
-            chunks,
-            by_engine,
-        )
-        self._make, self._say = make, say
+    spec: RewardSpec | None
+    context: Context
+    _: KW_ONLY
+    collectives: Collectives = ONE_PROCESS
+    chunks: Chunks = lambda name, groups: [groups]
+    by_engine: bool = False
+    make: Callable[[Component], Any] = create
+    say: Say = lambda text: None
+
+    def __post_init__(self) -> None:
         self.name, self.root = "", None
         self.leaves: dict[str, Node] = {}
         self.combinations: dict[str, Node] = {}
-        if spec is not None:
-            self.name = spec.name
-            self.root = self._node(spec, spec.name, spec.name)
+        if self.spec is not None:
+            self.name = self.spec.name
+            self.root = self._node(self.spec, self.name, self.name)
 
     def _node(self, spec: RewardSpec, name: str, place: str) -> Node:
         children = {
@@ -133,7 +125,7 @@ class Rewards:
         }
         node = Node(spec, name, place, children)
         if spec.component is not None:
-            node.plugin = self._make(spec.component)
+            node.plugin = self.make(spec.component)
         if children:
             self.combinations[place] = node
             return node
@@ -165,12 +157,11 @@ class Rewards:
         Combinations remember nothing of it. penalty: subtracted from the rewards of truncated
         responses.
         """
-        rollouts = self.combine(self.ask(groups), penalty=penalty)
-        self.restore(rollouts.before)
+        rollouts = self.combine(self.ask(groups), learns=False, penalty=penalty)
         missing = 0 if rollouts.reward is None else int(rollouts.reward.isnan().sum())
         if missing and (why := rollouts.why_unscored()):
             fact = f"{counted(missing, 'response')} without a score{why}"
-            self._say(f"warning: {self.name}: {fact}")
+            self.say(f"warning: {self.name}: {fact}")
         return rollouts.scored
 
     # What single rewards say

@@ -59,22 +59,19 @@ class Rollouts:
         whiten: to mean 0 and variance 1 over all of them, before the penalty, which it would
         rescale. penalty: for each response without an end, in units of the (whitened) reward.
         """
-        self.reward, self.learned = reward, None
-        present = ~reward.isnan()
-        if learns:
-            learned = reward.clone()
-            if whiten and present.any():
-                learned[present] = F.whiten(reward[present])
-            if penalty:
-                ends = [not response.truncated for response in responses_of(self.sampled)]
-                ended = torch.tensor(ends, dtype=torch.bool)
-                self.reward = F.missing_eos_penalty(reward, ended, penalty)
-                learned = F.missing_eos_penalty(learned, ended, penalty)
-                if present.any():
-                    missing = (~ended[present]).double().mean()
-                    self.metrics["missing_eos_penalty"] = penalty * float(missing)
-            self.learned = learned
-        self.scored = with_columns(self.sampled, {**self.parts, REWARD_KEY: self.reward})
+        present, learned = ~reward.isnan(), reward.clone()
+        if whiten and present.any():
+            learned[present] = F.whiten(reward[present])
+        if penalty:
+            ends = [not response.truncated for response in responses_of(self.sampled)]
+            ended = torch.tensor(ends, dtype=torch.bool)
+            reward = F.missing_eos_penalty(reward, ended, penalty)
+            learned = F.missing_eos_penalty(learned, ended, penalty)
+            if present.any():
+                missing = (~ended[present]).double().mean()
+                self.metrics["missing_eos_penalty"] = penalty * float(missing)
+        self.reward, self.learned = reward, learned if learns else None
+        self.scored = with_columns(self.sampled, {**self.parts, REWARD_KEY: reward})
         self.keep = present if learns else torch.ones_like(present)
         self.kept = taken(self.scored, self.keep.tolist())
 

@@ -23,7 +23,7 @@ from alignkit.io.atomic import replace_folder
 from alignkit.io.results import damage_of, manifest, write_record
 from alignkit.io.text import Say
 from alignkit.models.loading import has_classifier
-from alignkit.models.packing import measure
+from alignkit.models.packing import by_response, measure
 from alignkit.models.shared_model import HeadKind, SharedModel, Wants
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.tokens.encoder import Encoded
@@ -242,7 +242,7 @@ class Trainer:
         """The log-probabilities of each response in order, float32 [tokens], in nats. model: the
         one with the role; default: the stage's.
         """
-        return self.measured(role, encoded, model)["logprobs"]
+        return [found["logprobs"] for found in self.measured(role, encoded, model)]
 
     def measured(
         self,
@@ -250,26 +250,21 @@ class Trainer:
         encoded: Sequence[Encoded],
         model: SharedModel | None = None,
         values: str | None = None,
-    ) -> dict[str, list[Tensor]]:
+    ) -> list[dict[str, Tensor]]:
         """`logprobs` of each response in order, float32 [tokens], and `values` at the same tokens
         if a role has any.
 
         Each process does its share.
         """
         wants = Wants(values=values, temperature=self.learner.temperature)
-        names = ["logprobs"] if values is None else ["logprobs", "values"]
 
-        def work(own: Sequence[int]) -> list[list[Tensor]]:
+        def work(own: Sequence[int]) -> list[dict[str, Tensor]]:
             groups = [encoded[index] for index in own]
             with self.stage.reporter.progress("measuring", len(groups)) as done:
-                columns = measure(model or self.model, role, groups, wants, done)
-            return [*map(list, zip(*[columns[name] for name in names], strict=True))]
+                return by_response(measure(model or self.model, role, groups, wants, done))
 
         sizes = [len(group.responses) for group in encoded]
-        of_responses = self.stage.collectives.map_sharded(sizes, work)
-        return {
-            name: [columns[place] for columns in of_responses] for place, name in enumerate(names)
-        }
+        return self.stage.collectives.map_sharded(sizes, work)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Write metrics."""
