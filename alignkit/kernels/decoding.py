@@ -6,8 +6,7 @@ The only mask is the empty space to the left of the shorter ones.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -28,56 +27,15 @@ class Prefill(Protocol):
     kv: KeyValues
 
 
-@dataclass(frozen=True)
-class Change:
-    """The slots of a cache that remain and the prompts that enter.
-
-    keep: [kept] slots that remain. used: the columns that they fill. prompts: of the slots that enter
-    behind them. column: where all slots end afterwards. room: columns to allocate after it.
-    """
-
-    keep: Tensor
-    used: slice
-    prompts: Sequence[GroupSpan]
-    column: int
-    room: int
-
-    def applied(self, old: Tensor, prefill: Tensor | None) -> Tensor:
-        """The cache that follows, of slots [slots, heads, columns, size] and of a prefill [heads,
-        tokens, size].
-        """
-        kept, column = len(self.keep), self.column
-        # Not empty: masked columns enter the product with weight 0, and 0 times a leftover nan is
-        # nan.
-        new = old.new_zeros(
-            kept + len(self.prompts), old.shape[1], column + self.room, old.shape[-1]
-        )
-        if kept:
-            values = old[:, :, self.used].index_select(0, self.keep)
-            new[:kept, :, column - values.shape[2] : column] = values
-        if prefill is not None:
-            self.enter(new[kept:], prefill)
-        return new
-
-    def enter(self, slots: Tensor, prefill: Tensor) -> None:
-        """Write the prompts' tokens into the slots that enter."""
-        for slot, span in zip(slots, self.prompts, strict=True):
-            slot[:, self.column - span.prompt : self.column] = prefill[
-                :, span.start : span.start + span.prompt
-            ]
-
-
 class Decoding:
     """A `Layout` that attends with one new token per slot to all that the slot has so far.
 
     Slots leave and enter while others continue. Neighbors should have similar lengths: slots are
     decoded in blocks, and a block skips the columns that all of its slots leave empty.
 
-    change: how its cache follows. ahead: tokens of a slot that are written before anybody looks at
-    them.
+    ahead: tokens of a slot that are written before anybody looks at them.
     """
 
-    change: ClassVar[type[Change]] = Change
     ahead: ClassVar[int] = 1
 
     def __init__(self) -> None:
@@ -109,18 +67,25 @@ class Decoding:
         column = max(self.column - first, *(span.prompt for span in prompts), 0)
         for layer, (keys, values) in entering.items():  # a layer without a cache has no slots yet
             self.cache.setdefault(layer, (keys[None][:0], values[None][:0]))
-        device = self.cache[min(self.cache)][0].device
-        change = self.change(
-            keep=torch.tensor(list(keep), dtype=torch.int64, device=device),
-            used=slice(first, self.column),
-            prompts=prompts,
-            column=column,
-            room=self._allocated(column, room),
-        )
+        device, used = self.cache[min(self.cache)][0].device, slice(first, self.column)
+        remain = torch.tensor(list(keep), dtype=torch.int64, device=device)
+        end, enter = column + self._allocated(column, room), self.entering(prompts, column, device)
+
+        def followed(old: Tensor, new: Tensor | None) -> Tensor:
+            # Not empty: masked columns enter the product with weight 0, and 0 times a leftover nan
+            # is nan.
+            cache = old.new_zeros(len(kept) + len(prompts), old.shape[1], end, old.shape[-1])
+            if len(kept):
+                there = old[:, :, used].index_select(0, remain)
+                cache[: len(kept), :, column - there.shape[2] : column] = there
+            if new is not None:
+                enter(cache[len(kept) :], new)
+            return cache
+
         # One tensor at a time, so that only one layer is in memory twice.
         for layer, (keys, values) in self.cache.items():
             new_keys, new_values = entering.get(layer, (None, None))
-            self.cache[layer] = change.applied(keys, new_keys), change.applied(values, new_values)
+            self.cache[layer] = followed(keys, new_keys), followed(values, new_values)
         entered = torch.tensor([column - span.prompt for span in prompts], dtype=torch.int64)
         # Kept slots stay aligned on the right, so their first columns move with their last column.
         self.starts = torch.cat([kept + column - self.column, entered])
@@ -130,6 +95,22 @@ class Decoding:
             for slot in range(0, len(self.starts), BLOCK)
         ]
         self._masks.clear()
+
+    def entering(
+        self, prompts: Sequence[GroupSpan], column: int, device: torch.device
+    ) -> Callable[[Tensor, Tensor], None]:
+        """What writes the tokens of a prefill [heads, tokens, size] into the slots that enter [slots,
+        heads, columns, size], so that each prompt ends before `column`. It is asked once for all
+        layers.
+        """
+
+        def enter(slots: Tensor, prefill: Tensor) -> None:
+            for slot, span in zip(slots, prompts, strict=True):
+                slot[:, column - span.prompt : column] = prefill[
+                    :, span.start : span.start + span.prompt
+                ]
+
+        return enter
 
     def _allocated(self, column: int, room: int) -> int:
         """Columns to allocate after `column`, of which `room` are needed."""

@@ -6,40 +6,18 @@ a number from the host, and one call serves all slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignkit.kernels.decoding import Change, Decoding
-from alignkit.kernels.layout import AttentionArgs
+from alignkit.kernels.decoding import Decoding
+from alignkit.kernels.layout import AttentionArgs, GroupSpan
 from alignkit.kernels.plain_attention import attention
 
 STEP = 128  # columns by which those that slots attend to grow
-
-
-class PaddedChange(Change):
-    """A `Change` in some calls for all slots: a call costs more than the bytes that empty cells
-    add.
-    """
-
-    def enter(self, slots: Tensor, prefill: Tensor) -> None:
-        """Write the prompts' tokens into the slots that enter."""
-        padded = F.pad(prefill, (0, 0, 0, 1))  # a token of zeros, behind all others
-        slots[:, :, : self.column] = padded[:, self._cells].transpose(0, 1)
-
-    @cached_property
-    def _cells(self) -> Tensor:
-        """[entering slots, column]: the index of each cell's token in the prefill; empty cells have
-        the last one.
-        """
-        cells = torch.full((len(self.prompts), self.column), -1)
-        for slot, span in zip(cells, self.prompts, strict=True):
-            slot[self.column - span.prompt :] = torch.arange(span.start, span.start + span.prompt)
-        return cells.to(self.keep.device)
 
 
 class StaticDecoding(Decoding):
@@ -49,7 +27,6 @@ class StaticDecoding(Decoding):
     yet. Where the next token goes is a number on the device.
     """
 
-    change = PaddedChange
     ahead = 8  # the GPU would stand idle while the host looks
 
     def __init__(self) -> None:
@@ -63,6 +40,25 @@ class StaticDecoding(Decoding):
         """Columns that the slots attend to, filled or not."""
         # At least one more than the column, which is an index
         return (self.column // STEP + 1) * STEP
+
+    def entering(
+        self, prompts: Sequence[GroupSpan], column: int, device: torch.device
+    ) -> Callable[[Tensor, Tensor], None]:
+        """See `Decoding.entering`. Some calls for all slots: a call costs more than the bytes that
+        empty cells add.
+        """
+        # [entering slots, column]: the index of each cell's token in the prefill; empty cells have
+        # the last one.
+        table = torch.full((len(prompts), column), -1)
+        for slot, span in zip(table, prompts, strict=True):
+            slot[column - span.prompt :] = torch.arange(span.start, span.start + span.prompt)
+        cells = table.to(device)
+
+        def enter(slots: Tensor, prefill: Tensor) -> None:
+            padded = F.pad(prefill, (0, 0, 0, 1))  # a token of zeros, behind all others
+            slots[:, :, :column] = padded[:, cells].transpose(0, 1)
+
+        return enter
 
     def _allocated(self, column: int, room: int) -> int:
         # Up to a multiple of STEP, or `attended` could exceed the cache.
