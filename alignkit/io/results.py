@@ -5,9 +5,6 @@ STAGE                a link to the stage's current folder, which is one of these
 .results/STAGE-KEY   a complete result: stage.json with the digests of all its files; adapter,
                      kept/K, data.jsonl, ...
 .work/STAGE-KEY      what is being made, with its checkpoints; one rename makes it a result
-
-A result has a name: `align@ppo` is the newest that ppo made, `align@ppo~1` the one before it.
-`align@2` is something else: the version after epoch or iteration 2 of the current result.
 """
 
 from __future__ import annotations
@@ -17,13 +14,12 @@ import os
 import re
 import shutil
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from alignkit.errors import RunFailed, did_you_mean, refuse
+from alignkit.errors import RunFailed
 from alignkit.io.atomic import (
     discard_folder,
     make_folder,
@@ -44,8 +40,7 @@ PAGE, FACTS = "report.html", "report.json"
 AGREEMENT = "agreement.json"  # written by a step that asked people
 SWITCH = "ALIGNKIT_REUSE"  # 0: a run reuses only its own stages
 ALWAYS_READ = 50 * 10**6  # bytes; the size and the time of a larger file are believed
-_KEY = "[0-9a-f]" * 16
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*@(?!all$)[A-Za-z_][^@/]*")
+KEY = "[0-9a-f]" * 16
 
 
 # Records
@@ -154,51 +149,6 @@ def stage_of(result: Path) -> str:
     return result.name.rpartition("-")[0]
 
 
-# Results by name
-
-
-def is_result_name(reference: str) -> bool:
-    """Whether a reference is one like `align@ppo`, and not like `align`, `align@2` or
-    `align@all`.
-    """
-    return bool(_NAME.fullmatch(reference))
-
-
-def folders_of(run: Path, stage: str) -> list[Path]:
-    """The folders of a stage's results."""
-    return sorted((run / RESULTS).glob(f"{stage}-{_KEY}"))
-
-
-def results_of_stage(run: Path, stage: str) -> dict[str, Path]:
-    """The folders of a training stage's complete results by name, the newest first; none for a
-    step.
-    """
-    results, made = dict[str, Path](), Counter[str]()
-    records = [(read_record(folder), folder) for folder in folders_of(run, stage)]
-    for record, folder in sorted(
-        records, key=lambda one: one[0].get("finished", 0.0), reverse=True
-    ):
-        if not record.get("complete") or record.get("depends_on", {}).get("settings") is None:
-            continue
-        name = f"{stage}@{record['plugin']}"
-        age = made[name]
-        made[name] += 1
-        if age:
-            name += f"~{age}"
-        results[name] = folder
-    return results
-
-
-def find_result(run: Path, reference: str) -> Path:
-    """The folder of the result with a name. Raises RecipeError if the run has none with it."""
-    stage = reference.partition("@")[0]
-    results = results_of_stage(run, stage)
-    if reference in results:
-        return results[reference]
-    text = f"{run} has no result {reference}; results of {stage}: {', '.join(results) or 'none'}"
-    refuse(text, did_you_mean(reference, results))
-
-
 # Results by key
 
 
@@ -298,7 +248,7 @@ class Results:
         path = self.folder / stage
         record = read_record(path)
         key = str(record.get("hash"))
-        if not re.match(_KEY, key) or damage_of(path):
+        if not re.match(KEY, key) or damage_of(path):
             return False
         place = self.of(RESULTS if record.get("complete") else WORK, stage, key)
         if place.exists():
@@ -358,16 +308,9 @@ class Results:
         replace_link(path, target)
 
     def artifact(self, reference: str) -> Path:
-        """The folder of a saved role: `sft`, `sft@2`, `sft@sft~1`, or a step that selected one.
-
-        Raises RunFailed if it is missing, and RecipeError for the name of a result that the run
-        does not have.
+        """The folder of a saved role: `sft`, `sft@2`, or a step that selected one. Raises RunFailed
+        if it is missing.
         """
-        if is_result_name(reference):
-            folder = find_result(self.folder, reference)
-            if damage := damage_of(folder):
-                raise RunFailed(f"{damage}\nhelp: run the recipe that made {reference} again")
-            return folder / "adapter"
         stage, _, version = reference.partition("@")
         if selected := self.record(stage).get("policy"):
             return Path(selected) if Path(selected).is_absolute() else self.artifact(str(selected))

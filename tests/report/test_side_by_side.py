@@ -13,14 +13,9 @@ import pytest
 
 from alignkit import Group, Response
 from alignkit.cli import main
-from alignkit.io.results import (
-    find_result,
-    folders_of,
-    read_checked,
-    write_checked,
-)
+from alignkit.io.results import read_checked, write_checked
 from alignkit_plugins.cells.earlier import ONE_SEED, changed
-from alignkit_plugins.command_line.find import find
+from alignkit_plugins.command_line.find import find, find_result, folders_of
 from alignkit_plugins.compare.comparison import short_names
 from alignkit_plugins.compare.rows import Row, rows_in
 from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of

@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.io.results import read_record, results_of_stage
+from alignkit.io.results import read_record
 from alignkit_plugins.cells.changes import differing
 from alignkit_plugins.cells.rows import own_rows_of, scores_in
 from alignkit_plugins.cells.table import apart, claimed, compared, difference
+from alignkit_plugins.command_line.find import results_of_stage
 from alignkit_plugins.compare.rows import Row, plain, rows_in
 
 SAME = ("sampling", "measures", "prompts")  # parts of evaluations that compare

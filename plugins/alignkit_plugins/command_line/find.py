@@ -4,10 +4,15 @@ model of the hub.
 A word is `RUN`, `RUN/STAGE`, `RUN/STAGE@2` (a kept version), `RUN/align@ppo` (a result), `RUN/base`
 (the base model of a run), a folder with an adapter or a whole model, the name of a model plugin, or
 an id on the hub.
+
+`align@ppo` is the newest result of align that ppo made, and `align@ppo~1` the one before it. `align@2`
+is something else: the version after epoch or iteration 2 of the current result.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,11 +22,11 @@ from typing import Any
 from alignkit.contract.settings import ModelSpec
 from alignkit.errors import RunFailed, did_you_mean, refuse
 from alignkit.io.results import (
+    KEY,
     RECIPE,
+    RESULTS,
     Results,
     damage_of,
-    find_result,
-    is_result_name,
     read_record,
 )
 from alignkit.io.text import is_dir, is_file
@@ -34,6 +39,7 @@ WHOLE = "config.json"  # a folder with a whole model has it
 FORMS = "name RUN/STAGE, a model's folder, or an id on the hub"
 # Keys of `model` that a whole model's folder replaces
 _OF_BASE = ("revision", "lora", "chat_template")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*@(?!all$)[A-Za-z_][^@/]*")
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,48 @@ def near(path: Path | str) -> str:
     return ""
 
 
+def is_result_name(reference: str) -> bool:
+    """Whether a reference is one like `align@ppo`, and not like `align`, `align@2` or
+    `align@all`.
+    """
+    return bool(_NAME.fullmatch(reference))
+
+
+def folders_of(run: Path, stage: str) -> list[Path]:
+    """The folders of a stage's results."""
+    return sorted((run / RESULTS).glob(f"{stage}-{KEY}"))
+
+
+def results_of_stage(run: Path, stage: str) -> dict[str, Path]:
+    """The folders of a training stage's complete results by name, the newest first; none for a
+    step.
+    """
+    results, made = dict[str, Path](), Counter[str]()
+    records = [(read_record(folder), folder) for folder in folders_of(run, stage)]
+    for record, folder in sorted(
+        records, key=lambda one: one[0].get("finished", 0.0), reverse=True
+    ):
+        if not record.get("complete") or record.get("depends_on", {}).get("settings") is None:
+            continue
+        name = f"{stage}@{record['plugin']}"
+        age = made[name]
+        made[name] += 1
+        if age:
+            name += f"~{age}"
+        results[name] = folder
+    return results
+
+
+def find_result(run: Path, reference: str) -> Path:
+    """The folder of the result with a name. Raises RecipeError if the run has none with it."""
+    stage = reference.partition("@")[0]
+    results = results_of_stage(run, stage)
+    if reference in results:
+        return results[reference]
+    text = f"{run} has no result {reference}; results of {stage}: {', '.join(results) or 'none'}"
+    refuse(text, did_you_mean(reference, results))
+
+
 def _in_run(path: Path) -> tuple[Path | None, str]:
     """The run of a path, and the stage that it names; an empty one for the run itself."""
     if is_file(path / RECIPE):
@@ -173,9 +221,9 @@ def _in_run(path: Path) -> tuple[Path | None, str]:
 def _of_stage(run: Path, name: str) -> Model:
     """The model that a stage trained, or the one that it selected."""
     stage = name.partition("@")[0]
-    if (run / stage / "stage.json").exists() and (damage := damage_of(run / stage)):
-        raise RunFailed(f"{damage}\nhelp: run the recipe again, which repeats the stage")
     folder = find_result(run, name) if is_result_name(name) else run / stage
+    if (folder / "stage.json").exists() and (damage := damage_of(folder)):
+        raise RunFailed(f"{damage}\nhelp: run the recipe that made {name} again")
     record = read_record(folder)
     if not record:
         help = did_you_mean(stage, _with_model(run)) or _listed(run)
@@ -187,7 +235,9 @@ def _of_stage(run: Path, name: str) -> Model:
     if not is_dir(folder / "adapter"):
         text = f"stage '{stage}' of {run} is a step ({record['plugin']}) and has no model"
         refuse(text, _listed(run))
-    weights = Results(run).artifact(name).resolve()
+    weights = (folder / "adapter").resolve()
+    if folder == run / stage:
+        weights = Results(run).artifact(name).resolve()
     keys, template = dict(record["depends_on"]["model"]), _recipe_model(run).get("chat_template")
     if Path(template or "").name == (keys["chat_template"] or ""):
         # The record names a file without its folder.

@@ -31,8 +31,6 @@ from alignkit.evaluation.split import connected, held_together, loose_key, promp
 from alignkit.io.results import (
     RESULTS,
     damage_of,
-    folders_of,
-    is_result_name,
     json_lines,
     other_runs,
     read_record,
@@ -40,6 +38,7 @@ from alignkit.io.results import (
 )
 from alignkit.io.text import Say
 from alignkit.recipe.schema import BASE, RewardSpec
+from alignkit_plugins.command_line.find import folders_of, is_result_name
 from alignkit_plugins.text.rows import with_score
 
 TEMPERATURE = 0.7  # the default of `evaluate`, chat and serve

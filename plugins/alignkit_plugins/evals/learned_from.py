@@ -19,11 +19,12 @@ from alignkit.data.group import Group, prompts_of
 from alignkit.errors import AlignkitError, DataError
 from alignkit.evaluation.split import loose_key
 from alignkit.host.registry import Component
-from alignkit.io.results import RECIPE, is_result_name, read_record, stage_folder
+from alignkit.io.results import RECIPE, read_record, stage_folder
 from alignkit.io.text import is_file
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.sources import DataSpec
+from alignkit_plugins.command_line.find import is_result_name
 
 
 def learned_from(policy: str, rater: Any, recipe: Recipe, run: Path) -> bool | None:

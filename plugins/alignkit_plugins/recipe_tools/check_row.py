@@ -16,7 +16,6 @@ from alignkit.contract.algorithm import Algorithm, Trains
 from alignkit.data.group import Group, prompts_of
 from alignkit.errors import DataError, refuse
 from alignkit.host.calls import call
-from alignkit.io.results import is_result_name
 from alignkit.io.text import REPLACEMENT, printable
 from alignkit.recipe.load import stage_of
 from alignkit.recipe.schema import BASE, Recipe, specs
@@ -25,6 +24,7 @@ from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
 from alignkit.tokens.counts import drop_reason
 from alignkit.tokens.encoder import Encoder
+from alignkit_plugins.command_line.find import is_result_name
 from alignkit_plugins.text.shown import readable_turns, response_names
 
 BREAK, TAB = "\u23ce", "\u21e5"  # stand for a line break and a tab

@@ -15,12 +15,13 @@ from typing import Any
 from alignkit.contract.commands import Result
 from alignkit.errors import NotReproduced, refuse
 from alignkit.io.console import Reporter
-from alignkit.io.results import RESULTS, Results, damage_of, folders_of, json_lines
+from alignkit.io.results import RESULTS, Results, damage_of, json_lines
 from alignkit.io.text import redacted
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
 from alignkit.runs.signals import stoppable
 from alignkit_plugins.cells.changes import change_in_words, changes
+from alignkit_plugins.command_line.find import folders_of
 from alignkit_plugins.people.step import NobodyAsked
 from alignkit_plugins.report.history import read_object
 from alignkit_plugins.servers.remote import stored_replies_only

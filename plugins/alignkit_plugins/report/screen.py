@@ -11,10 +11,10 @@ from textwrap import wrap
 from typing import Any
 
 from alignkit.contract.report import WIDTH, Block, Report, Table
-from alignkit.io.results import is_result_name
 from alignkit.io.text import printable
 from alignkit.recipe.schema import BASE
 from alignkit_plugins.cells.earlier import evaluated
+from alignkit_plugins.command_line.find import is_result_name
 from alignkit_plugins.compare.rows import ANSWERS, Row, main_rows, rows_in
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.report.document import chosen

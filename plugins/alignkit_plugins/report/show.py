@@ -14,20 +14,9 @@ from alignkit.contract.commands import Result, argument
 from alignkit.contract.report import Block, Report, Table
 from alignkit.errors import refuse
 from alignkit.io.atomic import discard_folder, write_text
-from alignkit.io.results import (
-    CELLS,
-    PAGE,
-    RECIPE,
-    RESULTS,
-    WORK,
-    damage_of,
-    find_result,
-    is_result_name,
-    read_record,
-    results_of_stage,
-    stage_of,
-)
+from alignkit.io.results import CELLS, PAGE, RECIPE, RESULTS, WORK, damage_of, read_record, stage_of
 from alignkit.io.text import is_file
+from alignkit_plugins.command_line.find import find_result, is_result_name, results_of_stage
 from alignkit_plugins.command_line.printing import reported
 
 

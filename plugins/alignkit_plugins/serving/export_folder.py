@@ -20,7 +20,7 @@ from alignkit.errors import RunFailed, refuse
 from alignkit.host.plugins import source_of
 from alignkit.io.atomic import replace_folder, write_json, write_text
 from alignkit.io.digest import cached_snapshot
-from alignkit.io.results import RECIPE, RESULTS, is_result_name, read_record
+from alignkit.io.results import RECIPE, RESULTS, read_record
 from alignkit.io.text import printable, redacted
 from alignkit.models.adapters import ORIGIN, ModelOrigin
 from alignkit.models.loading import DTYPES, dtype_of, end_ids, load_tokenizer
@@ -30,7 +30,7 @@ from alignkit.models.whole_model import export as write_model
 from alignkit.recipe.schema import ADAPTER
 from alignkit.runs.model_source import locate_model
 from alignkit.tokens.encoder import Encoder
-from alignkit_plugins.command_line.find import Model
+from alignkit_plugins.command_line.find import Model, is_result_name
 from alignkit_plugins.text.personal import mapped
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
