@@ -144,14 +144,12 @@ class GRPO(Clipped):
     def needs(self) -> Needs:
         """The mean of a group needs two samples."""
         longest = self.options.max_tokens if self.options.overlong_cache is not None else None
-        return Needs(
-            old_logprobs=True,
-            reference_logprobs=True,
+        return replace(
+            super().needs,
             advantages=self.options.ratio,
             entropy=self.options.entropy_coefficient > 0,
             min_samples=2,
             max_new_tokens=longest,
-            whiten_rewards=self.options.whiten_rewards,
         )
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
@@ -257,13 +255,7 @@ class RLOO(Clipped):
     @property
     def needs(self) -> Needs:
         """The baseline of a response needs another one."""
-        return Needs(
-            old_logprobs=True,
-            reference_logprobs=True,
-            advantages="sequence",
-            min_samples=2,
-            whiten_rewards=self.options.whiten_rewards,
-        )
+        return replace(super().needs, advantages="sequence", min_samples=2)
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
         """Advantages, [R]."""
@@ -291,18 +283,6 @@ class ReinforcePP(ByToken):
     """Make tokens likelier that return more than the iteration's mean, and the others less
     likely.
     """
-
-    @property
-    def needs(self) -> Needs:
-        """The mean of a group needs two samples."""
-        o = self.options
-        return Needs(
-            old_logprobs=True,
-            reference_logprobs=True,
-            advantages="token",
-            min_samples=2 if o.group_baseline else 1,
-            whiten_rewards=o.whiten_rewards,
-        )
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
         """Advantages, [R, T]."""

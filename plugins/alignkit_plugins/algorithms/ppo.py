@@ -65,6 +65,12 @@ class Clipped(Algorithm):
             None, "upper clip range, if different (DAPO: 0.28; CISPO: 4)", gt=0
         )
 
+    @property
+    def needs(self) -> Needs:
+        """Subclasses say how their advantages are."""
+        whiten = self.options.whiten_rewards
+        return Needs(old_logprobs=True, reference_logprobs=True, whiten_rewards=whiten)
+
     def ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """New and old log-probabilities, advantages and mask: [R, T] each, or [R] for whole
         responses.
@@ -117,6 +123,13 @@ class ByToken(Clipped):
             "token_mean", "how the policy loss is averaged: over tokens, or per response first"
         )
 
+    @property
+    def needs(self) -> Needs:
+        """The mean of a group needs two samples."""
+        return replace(
+            super().needs, advantages="token", min_samples=2 if self.options.group_baseline else 1
+        )
+
 
 class PPO(ByToken):
     """Maximize the reward minus a KL penalty."""
@@ -166,18 +179,14 @@ class PPO(ByToken):
 
     @property
     def needs(self) -> Needs:
-        """The mean of a group needs two samples."""
+        """Adds values, and the entropy, which is reported at least."""
         o = self.options
-        return Needs(
-            old_logprobs=True,
-            reference_logprobs=True,
-            advantages="token",
+        return replace(
+            super().needs,
             values=True,
             shared_values=o.shared_value,
             centered_values=o.center_scores or o.group_baseline or o.whiten_rewards,
             entropy=True if o.entropy_coefficient else "reported",
-            min_samples=2 if o.group_baseline else 1,
-            whiten_rewards=o.whiten_rewards,
         )
 
     @property
