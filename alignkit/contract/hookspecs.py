@@ -34,7 +34,8 @@ class Add(Protocol):
             `optimizer` takes a class of `torch.optim.Optimizer` or a function that makes one, and
             `schedule` a function `factor(step, total) -> float`; their other arguments are options.
             `template` takes Jinja code. The rest are functions that every run asks, and that have
-            something to say if they return it: `plan(recipe, out)` what a run would do, as a
+            something to say if they return it: `rewrite(document)` changes a recipe's data before
+            they are read; `plan(recipe, out)` what a run would do, as a
             `commands.Result`; `advice(row, formats)` what a user may do about a row that no format
             recognizes; `alike(rows)` the pairs of places of a file's rows, as parsed, that nearly
             repeat each other; `cells(load, command, each, out, jobs, part)` the result of `run

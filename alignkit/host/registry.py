@@ -40,7 +40,18 @@ KINDS: dict[str, tuple[str, ...]] = {
 DEFAULTS = ("monitor", "reader", "launcher", "model")  # kinds with defaults
 # Kinds that no recipe names and no command lists: backends, and the functions that a run asks
 PRIVATE: dict[str, tuple[str, ...]] = dict.fromkeys(
-    ("_backend", "plan", "advice", "alike", "cells", "data_facts", "executor", "results"), ()
+    (
+        "_backend",
+        "rewrite",
+        "plan",
+        "advice",
+        "alike",
+        "cells",
+        "data_facts",
+        "executor",
+        "results",
+    ),
+    (),
 )
 # Names and hooks that are gone -> what a plugin has instead
 RENAMED = {

@@ -1,23 +1,7 @@
 """Reads a recipe: its files and overrides become a `Recipe` before anything heavy is imported, or
 all its mistakes.
 
-Blocks that a recipe repeats (iterated RLHF) become one stage per round, before anything else is
-read:
-
-    rlhf:
-      repeat: 3
-      start: {align: sft}
-      stages:
-        # The policy is that of the round before, because `align` is below.
-        labels: {step: judge_pairs, policy: align, ...}
-        # These are the labels of all rounds so far.
-        reward: {algorithm: reward_model, from: sft, data: [human.jsonl, labels@all]}
-        align: {algorithm: ppo, from: align, reward: reward, ...}
-
-becomes `labels_1`, `reward_1`, `align_1`, `labels_2` and so on. Inside the block, a name means this
-round's stage if that stage is above, else the previous round's. `start` sets the meaning of such a
-name in round 1. Below the block, a name means the last round's stage. `NAME@all`, in a list or as
-data, means the stages of all rounds so far.
+Plugins may rewrite it first, as blocks of stages that it repeats.
 """
 
 from __future__ import annotations
@@ -46,7 +30,7 @@ from alignkit.recipe.rules import (
     key_mistakes,
     stage_mistakes,
 )
-from alignkit.recipe.schema import BlockKeys, Recipe, Stage, TopKeys, allowed_keys, specs
+from alignkit.recipe.schema import Recipe, Stage, TopKeys, allowed_keys, specs
 from alignkit.recipe.yaml import (
     Document,
     Keys,
@@ -56,7 +40,7 @@ from alignkit.recipe.yaml import (
     rewritten,
 )
 
-_KINDS = ("algorithm", "step")
+KINDS = ("algorithm", "step")
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -102,6 +86,12 @@ def load_named(
     return recipe
 
 
+def stages_of(data: Any) -> dict[str, Any]:
+    """The stages of a recipe, or none instead of anything else, which is a mistake elsewhere."""
+    stages = children(data).get("stages")
+    return stages if isinstance(stages, dict) else {}
+
+
 def stage_of(recipe: Recipe, name: str) -> Stage:
     """The stage with a name. Raises RecipeError if the recipe does not have it."""
     if name not in recipe.stages:
@@ -121,7 +111,8 @@ class _Recipe:
 
     def __init__(self, source: Document, registry: Registry):
         self.document = source
-        _Blocks(source).expand()
+        for one in registry.registrations("rewrite"):
+            one.implementation(source)
         self.mistakes = Mistakes()
         self.resolver = Resolver(registry, source.path.parent)
 
@@ -142,7 +133,7 @@ class _Recipe:
         data, stages = self.document.data, self.resolver.stages
         top, mistakes = validated(TopKeys, data, self.resolver)
         self.mistakes.add(mistakes)
-        for name, raw in _stages_of(data).items():
+        for name, raw in stages_of(data).items():
             stages[name] = Stage(name, raw if isinstance(raw, dict) else {})
         for stage in stages.values():
             with self.mistakes.at("stages", stage.name):
@@ -194,9 +185,9 @@ class _Recipe:
 
     def _find_plugin(self, stage: Stage) -> None:
         """Find a stage's kind and plugin, which other stages may name before its keys are read."""
-        kinds = [kind for kind in _KINDS if stage.written.get(kind) is not None]
+        kinds = [kind for kind in KINDS if stage.written.get(kind) is not None]
         if len(kinds) != 1:
-            near = [did_you_mean(key, _KINDS) for key in stage.written if not kinds]
+            near = [did_you_mean(key, KINDS) for key in stage.written if not kinds]
             help = next(filter(None, near), "write '{algorithm: NAME, ...}' or '{step: NAME, ...}'")
             raise wrong(
                 f"stage '{stage.name}' needs 'algorithm' or 'step', and not both", help, at_key=True
@@ -224,7 +215,7 @@ class _Recipe:
     def _read_training(self, stage: Stage) -> None:
         mistakes, others = Mistakes(), {"algorithm": ""}
         stage.written = {key: value for key, value in stage.written.items() if value is not None}
-        keys = {key: value for key, value in stage.written.items() if key not in _KINDS}
+        keys = {key: value for key, value in stage.written.items() if key not in KINDS}
         if stage.registration is not None:
             with mistakes.at("algorithm"):
                 stage.component = self.resolver.component("algorithm", stage.written["algorithm"])
@@ -326,91 +317,3 @@ def fill_sampling(stages: Mapping[str, Stage]) -> None:
         for component in specs([stage.settings, options], Component):
             if sampling is not None and isinstance(component.options, SamplingOptions):
                 component.options.follow(sampling)
-
-
-# --- blocks of stages that a recipe repeats
-
-# Keys whose texts name no stage
-NO_REFERENCES = ("algorithm", "step", "objective", "name", "description")
-
-
-def _stages_of(data: Any) -> dict[str, Any]:
-    """The stages of a recipe, or none instead of anything else, which is a mistake elsewhere."""
-    stages = children(data).get("stages")
-    return stages if isinstance(stages, dict) else {}
-
-
-class _Blocks:
-    """Replaces every block by the stages of its rounds.
-
-    rounds: name in a block -> what it means before its first round, or nothing, and then its stages
-    of all rounds so far.
-    """
-
-    def __init__(self, document: Document):
-        self.document = document
-        self.rounds: dict[str, list[str]] = {}
-
-    def expand(self) -> None:
-        """Replace the blocks of the document."""
-        stages = {}
-        for name, content in _stages_of(self.document.data).items():
-            keys: Keys = ("stages", name)
-            if "repeat" not in children(content) or content.keys() & _KINDS:
-                stages[name] = rewritten(content, self._meant, keys)
-            elif block := self._block(content, keys):
-                firsts = {stage: block.start.get(stage, "") for stage in block.stages}
-                self.rounds |= {
-                    stage: self.rounds.get(first, [first])[-1:] for stage, first in firsts.items()
-                }
-                for number in range(1, block.repeat + 1):
-                    for stage, inner in block.stages.items():
-                        new, place = f"{stage}_{number}", (*keys, "stages", stage)
-                        stages[new] = rewritten(inner, self._meant, place)
-                        self.document.copy_places(place, ("stages", new))
-                        self.rounds[stage].append(new)
-        if stages:
-            self.document.data["stages"] = stages
-
-    def _block(self, content: Any, keys: Keys) -> BlockKeys | None:
-        """The keys of a block; None if they are wrong. The keys of its stages are read later, like
-        all others.
-        """
-        block, mistakes = validated(
-            BlockKeys, {key: value for key, value in content.items() if value is not None}
-        )
-        if block is not None:
-            taken = _stages_of(self.document.data).keys() | self.rounds.keys()
-            for stage in block.stages:
-                if twice := taken & {
-                    stage,
-                    *(f"{stage}_{number}" for number in range(1, block.repeat + 1)),
-                }:
-                    message = (
-                        f"stage '{min(twice)}' is defined twice: a block has '{stage}', "
-                        f"'{stage}_1' ..."
-                    )
-                    mistakes.append(
-                        Mistake(message, "rename one of the two", ("stages", stage), at_key=True)
-                    )
-        self.document.problems += problems_of(
-            self.document, [mistake.below(*keys) for mistake in mistakes]
-        )
-        return block
-
-    def _meant(self, value: str, keys: Keys) -> Any:
-        """The stages that a text means: `NAME`, `NAME@VERSION`, and a list for `NAME@all`."""
-        name, at, version = value.partition("@")
-        if name not in self.rounds or keys[-1] in NO_REFERENCES:
-            return value
-        if version == "all":
-            return self.rounds[name][1:]
-        if latest := self.rounds[name][-1]:
-            return f"{latest}{at}{version}"
-        help = (
-            f"add 'start: {{{name}: STAGE}}' next to 'repeat' to say what '{name}' means in round 1"
-        )
-        self.document.problems.append(
-            self.document.problem(keys, f"'{name}' does not exist yet in round 1", help=help)
-        )
-        return None

@@ -1,6 +1,4 @@
-"""The types of a validated recipe, and the keys of its top level, its blocks and its data
-sources.
-"""
+"""The types of a validated recipe, and the keys of its top level and its data sources."""
 
 from __future__ import annotations
 
@@ -20,7 +18,6 @@ from alignkit.io.text import is_file
 from alignkit.recipe.sources import DataSpec
 from alignkit.recipe.yaml import Document, Keys, children
 
-MAX_ROUNDS = 100
 BASE = "base"  # a reserved name: the recipe's `model`, and its unmodified weights
 ADAPTER = "adapter_config.json"  # only in a folder that holds no whole model
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -170,24 +167,6 @@ class TopKeys(Options):
     )
     stages: dict[Annotated[str, in_recipe("stage_name")], Any] = Field(
         min_length=1, description="stages by name; each runs after the stages that it refers to"
-    )
-
-
-class BlockKeys(Options):
-    """The keys of a block of stages that a recipe repeats."""
-
-    repeat: int = Field(
-        ge=1, le=MAX_ROUNDS, description="number of rounds; each runs every stage of the block once"
-    )
-    start: dict[str, str] = Field(
-        {},
-        (
-            "round 1 only: the stage to use for a block stage that has not run yet, such as "
-            "{align: sft}"
-        ),
-    )
-    stages: dict[str, Any] = Field(
-        min_length=1, description="stages of one round; in round k, STAGE is named STAGE_k"
     )
 
 

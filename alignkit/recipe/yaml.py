@@ -70,15 +70,6 @@ class Document:
         self.places = {each: at for each, at in self.places.items() if each[: len(keys)] != keys}
         self.places[keys] = place, place
 
-    def copy_places(self, start: Keys, new: Keys) -> None:
-        """Let what is copied from `start` to `new` have the places of the original."""
-        copied = {
-            (*new, *keys[len(start) :]): at
-            for keys, at in self.places.items()
-            if keys[: len(start)] == start
-        }
-        self.places = copied | self.places  # a stage that is written with this name keeps its own
-
 
 # --- one text
 

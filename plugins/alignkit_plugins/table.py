@@ -186,6 +186,9 @@ vllm vllm.engine:Vllm  vLLM on this machine or on servers, with adapters loaded 
 .mhtml formats.text:WebPage  a web page that a browser saved as one file
 .feedback people.agreement:StoreReader  people's labels from a store
 
+[rewrite]
+blocks recipe_tools.blocks:expand  blocks of stages that a recipe repeats
+
 [plan]
 as_checked recipe_tools.check:checked  what a run of a recipe would do
 

@@ -10,9 +10,10 @@ from alignkit.contract.settings import LoraSpec, Mix, ModelSpec, Rollout, Settin
 from alignkit.host.plugins import load_plugins
 from alignkit.host.registry import KINDS
 from alignkit.recipe.rules import required_keys
-from alignkit.recipe.schema import BlockKeys, TopKeys
+from alignkit.recipe.schema import TopKeys
 from alignkit.recipe.sources import DataSource
 from alignkit_plugins.algorithms.distillation import Distillation
+from alignkit_plugins.recipe_tools.blocks import BlockKeys
 from alignkit_plugins.recipe_tools.options import (
     option_rows,
     stage_defaults,

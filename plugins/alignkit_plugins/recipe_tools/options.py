@@ -25,9 +25,10 @@ from alignkit.io.atomic import write_text
 from alignkit.io.digest import digest
 from alignkit.io.text import cache_folder
 from alignkit.recipe.references import options_of
-from alignkit.recipe.schema import BlockKeys, TopKeys
+from alignkit.recipe.schema import TopKeys
 from alignkit.recipe.sources import DataSource
 from alignkit.recipe.yaml import shipped_folder
+from alignkit_plugins.recipe_tools.blocks import BlockKeys
 
 Schema = dict[str, Any]
 SCHEMA = "recipe.schema.json"  # next to the shipped recipes
