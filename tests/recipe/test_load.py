@@ -119,7 +119,7 @@ class Preference:
 def registry() -> Registry:
     result = Registry()
     result.add(Registration("reward_hacking", Monitor, kind="monitor"))
-    for kind in ("optimizer", "schedule"):
+    for kind in ("optimizer", "schedule", "rewrite"):
         for registration in plugins().registrations(kind):
             result.add(registration)
     things: dict[str, dict[str, Any]] = {
