@@ -106,8 +106,8 @@ nested_rows:
   test: test_scoring.py::test_a_combination_makes_one_number_of_the_scores_of_its_parts
 selection_whitened:
   file: alignkit/training/rollouts.py
-  old: '{**self.parts, REWARD_KEY: self.reward}'
-  new: '{**self.parts, REWARD_KEY: self.reward if self.learned is None else self.learned}'
+  old: '{**self.parts, REWARD_KEY: reward}'
+  new: '{**self.parts, REWARD_KEY: learned}'
   test: test_scoring.py::test_whitening_sees_all_that_has_a_score_and_the_penalty_comes_after_it
 whitened_after_filter:
   file: alignkit/training/rollouts.py
