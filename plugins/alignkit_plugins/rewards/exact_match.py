@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import alignkit
-from alignkit import DataError, Field, Group, Reward
+from alignkit import DataError, Field, Group
 from alignkit.evaluation import answers
-from alignkit_plugins.rewards.text import SECONDS, Pattern, scored
+from alignkit_plugins.rewards.text import SECONDS, OfAnswers, Pattern
 from alignkit_plugins.text.rows import column_of, row_of
 from alignkit_plugins.text.spoken import after_thoughts, answer_in
 
 
-class ExactMatch(Reward):
+class ExactMatch(OfAnswers):
     """1 if the answer equals the prompt's known one, or one of several, else 0.
 
     Regardless of Markdown, LaTeX and brackets around it, case, articles and punctuation; numbers
@@ -45,26 +45,19 @@ class ExactMatch(Reward):
             return not self.within
 
     options: Options
+    thoughts = True
 
-    def check_prompts(self, groups: Sequence[Group]) -> None:
-        for group in groups:
-            self._known(group)
-
-    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
-        return scored(groups, self._score, thoughts=True)
-
-    def _score(self, group: Group, text: str) -> float | None:
-        known = self._known(group)
+    def grade(self, answer: str, known: Sequence[str]) -> float | None:
         try:
-            answer = self._extracted(text)
+            extracted = self._extracted(answer)
         except TimeoutError:
             return None
-        if answer is None:
+        if extracted is None:
             return 0.0
         right = answers.mentions if self.options.within else answers.same
-        return float(any(right(answer, one) for one in known))
+        return float(any(right(extracted, one) for one in known))
 
-    def _known(self, group: Group) -> list[str]:
+    def known(self, group: Group) -> list[str]:
         value = column_of("exact_match", group, self.options.column)
         known = value if isinstance(value, list) else [value]
         if not known or not all(map(_is_answer, known)):

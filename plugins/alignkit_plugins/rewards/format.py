@@ -10,11 +10,11 @@ from typing import Annotated, Any
 from pydantic import field_validator
 
 import alignkit
-from alignkit import Field, Group, Reward, RunFailed
+from alignkit import Field, RunFailed
 from alignkit.data.files import parse
 from alignkit.errors import BadRow
 from alignkit_plugins.extras import check_extra
-from alignkit_plugins.rewards.text import scored
+from alignkit_plugins.rewards.text import OfAnswers
 from alignkit_plugins.text.spoken import TAGS, answer_in
 
 _BLOCK = re.compile(
@@ -23,7 +23,7 @@ _BLOCK = re.compile(
 )
 
 
-class Form(Reward):
+class Form(OfAnswers):
     """1 if everything that is asked for holds, else 0."""
 
     class Options(alignkit.Options):
@@ -61,16 +61,14 @@ class Form(Reward):
             return ("jsonschema-rs",) if self.json_schema else ()
 
     options: Options
+    thoughts = True
 
     def check(self, folder: Path) -> None:
         if self.options.json_schema:
             check_extra("reward 'format'", "json", "jsonschema_rs")
             _validator(self.options.json_schema)
 
-    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
-        return scored(groups, self._score, thoughts=True)
-
-    def _score(self, group: Group, answer: str) -> float:
+    def grade(self, answer: str, known: None) -> float:
         options = self.options
         if not set(TAGS) & set(options.tags):
             answer = answer_in(answer)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import alignkit
-from alignkit import DataError, Field, Group, Reward
+from alignkit import DataError, Field, Group
 from alignkit_plugins.extras import check_extra
-from alignkit_plugins.rewards.text import scored
+from alignkit_plugins.rewards.text import OfAnswers
 from alignkit_plugins.text.rows import column_of, row_of
 from alignkit_plugins.text.text_metrics import check_languages, identifier, language_of
 
 
-class Language(Reward):
+class Language(OfAnswers):
     """1 if the answer is in the expected language, else 0. Text with few letters, which may be in
     any language, has no score.
 
@@ -48,20 +47,13 @@ class Language(Reward):
         if self.options.language is not None:
             check_languages("reward 'language'", [self.options.language])
 
-    def check_prompts(self, groups: Sequence[Group]) -> None:
-        for group in groups:
-            self._expected(group)
-
-    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
-        return scored(groups, self._score)
-
-    def _score(self, group: Group, answer: str) -> float | None:
+    def grade(self, answer: str, known: str) -> float | None:
         if not answer.strip():
             return 0.0  # or a policy could learn to write nothing
-        code, expected = language_of(answer), self._expected(group)
-        return float(code == expected) if code and expected else None
+        code = language_of(answer)
+        return float(code == known) if code and known else None
 
-    def _expected(self, group: Group) -> str:
+    def known(self, group: Group) -> str:
         """The expected code; empty if the prompt has few letters. Raises DataError for a prompt without one."""
         if self.options.language is not None:
             return self.options.language
@@ -69,10 +61,10 @@ class Language(Reward):
             questions = [turn["content"] for turn in group.prompt if turn["role"] == "user"]
             return language_of(questions[-1] if questions else "")
         code = column_of("language", group, self.options.column)
-        known = identifier().labels
-        if code not in known:
+        codes = identifier().labels
+        if code not in codes:
             raise DataError(
                 f"language: {row_of(group)}: '{self.options.column}' is {code!r:.60}, expected one "
-                f"of {', '.join(sorted(known))}"
+                f"of {', '.join(sorted(codes))}"
             )
         return str(code)

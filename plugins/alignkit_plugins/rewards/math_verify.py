@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import alignkit
-from alignkit import DataError, Field, Group, Reward
+from alignkit import DataError, Field, Group
 from alignkit.evaluation.answers import bare
 from alignkit.evaluation.numbers import number_of
 from alignkit_plugins.extras import check_extra
+from alignkit_plugins.rewards.text import OfAnswers
 from alignkit_plugins.text.rows import column_of, row_of
-from alignkit_plugins.text.spoken import answer_of
 
 # The package reads no upright letters, such as e
 _UPRIGHT = re.compile(r"\\(?:mathrm|operatorname)\{(\w)\}")
 SECONDS = 5  # for reading an answer, and for comparing two
 
 
-class MathVerify(Reward):
+class MathVerify(OfAnswers):
     """1 if the answer equals the prompt's known one, else 0."""
 
     class Options(alignkit.Options):
@@ -43,19 +42,13 @@ class MathVerify(Reward):
     def check(self, folder: Path) -> None:
         check_extra("reward 'math_verify'", "math", "math_verify")
 
-    def check_prompts(self, groups: Sequence[Group]) -> None:
-        for group in groups:
-            self._right(group)
+    def grade(self, answer: str, known: tuple[str, Any]) -> float:
+        return float(_equal(answer, *known))
 
-    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
-        scores: list[float | None] = []
-        for group in groups:
-            text, right = str(group.meta[self.options.column]), self._right(group)
-            scores += [float(_equal(answer_of(each), text, right)) for each in group.responses]
-        return scores
-
-    def _right(self, group: Group) -> Any:
-        """The known answer. Raises DataError if the prompt has none, or one that cannot be read."""
+    def known(self, group: Group) -> tuple[str, Any]:
+        """The known answer, and what the package reads. Raises DataError if the prompt has none, or
+        one that cannot be read.
+        """
         column = self.options.column
         value = column_of("math_verify", group, column)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -67,7 +60,7 @@ class MathVerify(Reward):
             read = _read(written)
             if any(not isinstance(item, str) for item in read):
                 # A text is what could not be understood.
-                return read
+                return text, read
         raise DataError(f"math_verify: {row_of(group)}: cannot read the answer {text!r}")
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from pydantic import field_validator
 
 import alignkit
-from alignkit import Field, Group, Reward
+from alignkit import Field, Group
 from alignkit.evaluation.answers import spaced, typed, unmarked
+from alignkit_plugins.rewards.text import OfAnswers
 from alignkit_plugins.text.text_metrics import other_languages
 
 
@@ -41,12 +42,13 @@ class Phrases(alignkit.Options):
         return [text] if found else []
 
 
-class OfPhrases(Reward):
+class OfPhrases(OfAnswers):
     """A reward that looks for phrases."""
 
     options: Phrases
 
     def check_prompts(self, groups: Sequence[Group]) -> Sequence[str]:
+        super().check_prompts(groups)
         return self.options.warnings(groups)
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from alignkit import Field, Group
+from alignkit import Field
 from alignkit.evaluation.answers import typed
 from alignkit_plugins.rewards.phrases import OfPhrases, Phrases, plain
-from alignkit_plugins.rewards.text import Scaled, scored
+from alignkit_plugins.rewards.text import Scaled
 
 FILE = Path(__file__).with_suffix(".json")
 # By feature; positive for refusals
@@ -53,9 +52,7 @@ class Refusal(Scaled, OfPhrases):
 
     options: Options
 
-    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
-        return scored(groups, lambda group, answer: self.options.scale * self._refuses(answer))
-
-    def _refuses(self, answer: str) -> bool:
+    def grade(self, answer: str, known: None) -> float:
         own = self.options.own
-        return bool(own.search(plain(answer[:OWN_BEGINNING]))) if own else refuses(answer)
+        found = bool(own.search(plain(answer[:OWN_BEGINNING]))) if own else refuses(answer)
+        return self.options.scale * found

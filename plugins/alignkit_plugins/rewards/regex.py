@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import alignkit
-from alignkit import Field, Group
-from alignkit_plugins.rewards.text import SECONDS, Pattern, Scaled, scored
+from alignkit import Field
+from alignkit_plugins.rewards.text import SECONDS, OfAnswers, Pattern, Scaled
 from alignkit_plugins.text.spoken import TAGS
 
 # What a pattern that is about thoughts has in it
 _NAMED = rf"(?:{'|'.join(TAGS)})>|THINK|◁|_of_thought|channel\\"
 
 
-class Regex(Scaled):
+class Regex(Scaled, OfAnswers):
     """1 if the pattern occurs in the answer, else 0. A pattern with a tag of thoughts reads these,
     too.
     """
@@ -31,17 +31,18 @@ class Regex(Scaled):
 
     options: Options
 
-    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
+    calls = True
+
+    def __init__(self, options: Any):
+        super().__init__(options)
         import regex
 
-        pattern = regex.compile(self.options.pattern)
+        self.pattern = regex.compile(options.pattern)
+        self.thoughts = regex.search(_NAMED, options.pattern) is not None
 
-        def score(group: Group, answer: str) -> float | None:
-            try:
-                found = pattern.search(answer, timeout=SECONDS) is not None
-                return self.options.scale * found
-            except TimeoutError:
-                return None
-
-        named = regex.search(_NAMED, self.options.pattern) is not None
-        return scored(groups, score, thoughts=named, calls=True)
+    def grade(self, answer: str, known: None) -> float | None:
+        try:
+            found = self.pattern.search(answer, timeout=SECONDS) is not None
+            return self.options.scale * found
+        except TimeoutError:
+            return None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import alignkit
-from alignkit import Field, Group, Reward
-from alignkit_plugins.rewards.text import scored
+from alignkit import Field
+from alignkit_plugins.rewards.text import OfAnswers
 from alignkit_plugins.text.text_metrics import repetition
 
 
-class Repetition(Reward):
+class Repetition(OfAnswers):
     """0 if nothing is repeated, up to -1 if everything is.
 
     An answer shorter than n repeats nothing. Thoughts count.
@@ -25,11 +24,10 @@ class Repetition(Reward):
         scale: float = Field(-1.0, "factor of the repeated share")
 
     options: Options
+    thoughts = True
+    calls = True
 
-    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
-        return scored(groups, self._score, thoughts=True, calls=True)
-
-    def _score(self, group: Group, answer: str) -> float:
+    def grade(self, answer: str, known: None) -> float:
         words = answer.casefold().split()
         units = words if self.options.unit == "words" else " ".join(words)
         return self.options.scale * repetition(units, self.options.n)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -14,21 +14,34 @@ from alignkit_plugins.text.spoken import answer_of, last_turn
 SECONDS = 2.0
 
 
-def scored(
-    groups: Sequence[Group],
-    score: Callable[[Group, str], float | None],
-    *,
-    thoughts: bool = False,
-    calls: bool = False,
-) -> Sequence[float | None]:
-    """What `score` makes of each answer, as `Reward.score` returns it. thoughts: with those before
-    it. calls: with those of tools.
+class OfAnswers(Reward):
+    """A reward that grades one answer at a time, by what it knows of the prompt.
+
+    thoughts: whether it reads those before the answer, too. calls: those of tools.
     """
-    read = last_turn if thoughts else answer_of
-    scores: list[float | None] = []
-    for group in groups:
-        scores += [score(group, read(response, calls=calls)) for response in group.responses]
-    return scores
+
+    thoughts = False
+    calls = False
+
+    def known(self, group: Group) -> Any:
+        """What `grade` has to know of a prompt. Raises DataError if the prompt lacks it."""
+
+    def grade(self, answer: str, known: Any) -> float | None:
+        """The score of an answer; None if it has none."""
+        raise NotImplementedError
+
+    def check_prompts(self, groups: Sequence[Group]) -> Sequence[str] | None:
+        for group in groups:
+            self.known(group)
+        return None
+
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
+        read = last_turn if self.thoughts else answer_of
+        scores: list[float | None] = []
+        for group in groups:
+            known, answers = self.known(group), group.responses
+            scores += [self.grade(read(each, calls=self.calls), known) for each in answers]
+        return scores
 
 
 class Scaled(Reward):
