@@ -1,21 +1,26 @@
-"""What CPUs and GPUs do faster than the reference in the same way."""
+"""What CPUs and GPUs do faster than the reference in the same way.
+
+A frozen linear layer and its LoRA adapter are one step, y = W x + s B A x (Hu et al. 2021, equation
+3), whose two terms are added in place, forward and backward. Separate operators would read and
+write the layer's whole output, and in the backward pass its input's gradient, a second time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from alignkit.errors import memory_ran_out
 from alignkit.kernels import memory
 from alignkit.kernels.backends import Backend, LowRank
 from alignkit.kernels.layout import setting
 from alignkit.kernels.lm_head import HeadSpec, NextToken, TokenWants
-from alignkit_plugins.backends.adapted import adapted
 from alignkit_plugins.backends.frozen_head import logprobs_and_entropy
 from alignkit_plugins.backends.prepared import (
     PREPARED,
@@ -25,6 +30,7 @@ from alignkit_plugins.backends.prepared import (
     prepared_for,
 )
 
+Product = Callable[..., Tensor]  # x, weight, bias -> x W^T + b
 MIN_TOKENS = 16  # with fewer tokens per slot, copying weights takes longer than it saves
 
 
@@ -100,3 +106,57 @@ class Fast(Backend):
             weight = merged(linear.weight, LowRank(*factors, layer.scaling[adapter]))
             found[id(factors[1])] = self.copy(weight, linear.bias, slots, factors)
         return found
+
+
+def adapted(
+    x: Tensor, weight: Tensor, bias: Tensor | None, adapter: LowRank, product: Product
+) -> Tensor:
+    """See `Backend.linear`; with gradients for x and the adapter's factors."""
+    out: Tensor = _Adapted.apply(x, weight, bias, *adapter, product)
+    # Reshaped outside the function: some models clamp the output in place, which autograd forbids
+    # on its views.
+    return out.view(*x.shape[:-1], len(weight))
+
+
+class _Adapted(torch.autograd.Function):
+    """`adapted` on flattened rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+        product: Product,
+    ) -> Tensor:
+        rows = x.reshape(-1, weight.shape[1])
+        low = product(rows, down.to(x.dtype))  # [rows, rank]
+        scaled_up = LowRank(down, up, scale).scaled_up(x.dtype)
+        out = product(rows, weight, bias).addmm_(low, scaled_up.t())
+        ctx.save_for_backward(x, weight, down, up, low)
+        ctx.scale, ctx.product = scale, product
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, down, up, low = ctx.saved_tensors
+        product: Product = ctx.product
+        gradient = upstream[0].reshape(-1, len(weight))
+        # [rows, rank], with the scale in it; only the gradient of `up` still lacks it.
+        low_gradient = product(gradient, LowRank(down, up, ctx.scale).scaled_up(x.dtype).t())
+        x_gradient = down_gradient = up_gradient = None
+        # Arguments 0, 3 and 4 are x, down and up; weight and bias are frozen.
+        if ctx.needs_input_grad[0]:
+            x_gradient = product(gradient, weight.t()).addmm_(low_gradient, down.to(x.dtype))
+            x_gradient = x_gradient.view(x.shape)
+        if ctx.needs_input_grad[3]:
+            rows = x.reshape(-1, weight.shape[1])
+            down_gradient = product(low_gradient.t(), rows.t()).to(down.dtype)
+        if ctx.needs_input_grad[4]:
+            # Not gradient^T low: transposing the larger factor takes twice as long.
+            up_gradient = product(low.t(), gradient.t()).t().to(up.dtype).mul_(ctx.scale)
+        return x_gradient, None, None, down_gradient, up_gradient, None, None
