@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -144,21 +143,6 @@ def test_a_stage_is_made_again_when_a_file_of_its_code_changes(
     (tmp_path / "words.txt").unlink()
     assert main(["verify", str(tmp_path / "run" / "best")]) == 2
     assert "words.txt" in said()
-
-
-def test_a_users_module_counts_by_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.runs.test_fingerprint import hashed
-
-    monkeypatch.syspath_prepend(str(tmp_path))
-    step = {**STEP, "reward": {"python": {"function": "mine_of_test:score"}}}
-    found = []
-    for text in ("x = 1", "x = 2", "x = 1"):
-        (tmp_path / "mine_of_test.py").write_text(text, encoding="utf-8")
-        importlib.invalidate_caches()
-        found.append(hashed(tmp_path, **step))
-    assert found[0] == found[2] != found[1]
-    installed = hashed(tmp_path, **{**STEP, "reward": {"python": {"function": "json:loads"}}})
-    assert json.dumps(installed)
 
 
 def test_a_result_of_another_machine_is_reused_with_a_word(

@@ -100,19 +100,22 @@ READ = """
 {step: lm_eval, policies: [base], tasks: [even], include_path: tasks} | tasks/a.yaml
 {algorithm: rloo, prompts: prompts.jsonl, reward: {python: {path: a.py, function: f}}} | words.py
 {algorithm: rloo, prompts: prompts.jsonl, reward: {folder: rm}} | rm/config.json
+{step: sample, prompts: prompts.jsonl, reward: {python: {function: "mine_of_test:f"}}} | mine_of_test.py
 """
 
 
 @pytest.mark.parametrize(("stage", "file"), cells(READ))
-def test_files_in_a_folder_and_modules_that_code_imports_count(
-    tmp_path: Path, stage: str, file: str
+def test_files_in_a_folder_and_modules_that_are_imported_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, file: str
 ) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "a.py").write_text("import words\ndef f(prompt, response): return 0.0\n")
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).touch()
     found = []
     for text in ("x = 1", "x = 2", "x = 1"):
         (tmp_path / file).write_text(text)
+        importlib.invalidate_caches()
         found.append(hashed(tmp_path, **yaml.safe_load(stage)))
     assert found[0] == found[2] != found[1]
 
