@@ -93,7 +93,7 @@ def test_responses_without_a_score_are_left_out_and_those_that_were_cut_off_pay(
     two = learn(combining(X, {"x": [1.0, 2.0, 3.0, None]}), GROUPS, penalty=0.75)
     assert two.summary()["missing_eos_penalty"] == 0.25
     assert "missing_eos_penalty" not in learn(scorer, GROUPS).summary()
-    reported = learn(scorer, GROUPS, penalty=0.5, whiten=True, learns=False)
+    reported = learn(scorer, GROUPS, whiten=True, learns=False)
     assert [response.reward for response in reported.kept[0].responses[::2]] == [1.0, 3.0]
     assert reported.learned is None and len(reported.kept) == 2
     assert learn(combining(X, {"x": [0.1]}), GROUPS[1:]).reward.tolist() == [0.1]
