@@ -176,6 +176,11 @@ def test_gae_ignores_how_a_row_is_padded() -> None:
     assert not any(bool(x[mask == 0].any()) for x in found)
 
 
+def test_without_a_range_no_value_is_clipped() -> None:
+    far = torch.tensor([[9.0]])
+    assert not F.value_clipped(far, 0 * far, far, None).any()
+
+
 def test_whitening_of_equal_values_is_exactly_zero_in_float32() -> None:
     white = F.whiten(torch.full((1000,), 0.1))
     assert not white.any()
