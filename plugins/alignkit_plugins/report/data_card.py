@@ -144,16 +144,6 @@ def brief_name(name: Any) -> str:
     return text
 
 
-def data_table(data: Sequence[Mapping[str, Any]]) -> Table:
-    """A row per source that a stage read."""
-    rows = list[list[str]]()
-    for one in data:
-        counted = [short(one[key] or 0) for key in ("rows", "held_out", "skipped")]
-        rows.append([one["stage"], brief_name(one["name"]), one["format"], *counted])
-    heads = ["stage", "source", "format", "rows", "held out", "bad rows"]
-    return Table("", heads, rows, keys=3)
-
-
 def tables(data: Sequence[Mapping[str, Any]]) -> list[Table]:
     """Lengths, and pairs and labels, of cards with `stage` and `name`."""
     lengths, pairs, labels = list[list[str]](), list[list[str]](), list[list[str]]()

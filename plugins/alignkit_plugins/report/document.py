@@ -19,7 +19,6 @@ from alignkit_plugins.report.figures import figures_of, worded
 from alignkit_plugins.servers.page import templates
 from alignkit_plugins.text.readable import bounds, duration, mapping, short, size
 
-MOST_METRICS = 40  # metrics of a stage at its end
 PLOTTED = 6  # metrics of the first screen; the tables have all of them
 MARGIN = 0.05  # share of the plot on each side of the widest intervals
 
@@ -36,19 +35,17 @@ def page(facts: Mapping[str, Any]) -> str:
         if item["stage"] not in rows:
             others.append((item["stage"], Report.restored(item["blocks"]).blocks))
     environment = templates(Path(__file__).parent, titles=titles)
-    environment.filters |= {"duration": duration, "short": short, "left_out": data_card.left_out}
+    own = (data_card.brief_name, data_card.left_out)
+    filters = (duration, short, size, stage_words, worded, *own)
+    environment.filters |= {each.__name__: each for each in filters}
     return environment.get_template("report.html.j2").render(
         facts=facts,
         first=_first_screen(facts, rows),
         evaluations=evaluations,
         others=others,
-        stages=_stages(facts["stages"]),
         figures=figures_of(facts),
-        numbers={stage["name"]: _numbers(stage) for stage in facts["stages"]},
-        data=data_card.data_table(facts["data"]),
         cards=data_card.tables(facts["data"]),
         people=_people(facts["people"]),
-        made=_made(facts),
     )
 
 
@@ -75,26 +72,6 @@ def _evaluation(
     }
 
 
-def _stages(stages: Sequence[Mapping[str, Any]]) -> Table:
-    cells = list[list[str]]()
-    for one in stages:
-        speed = [duration(one["seconds"]), short(one["tokens_per_second"])]
-        cells.append([one["name"], stage_words(one["plugin"]), one["state"], *speed])
-    return Table("", ["stage", "by", "state", "time", "tokens per second"], cells, keys=3)
-
-
-def _numbers(stage: Mapping[str, Any]) -> list[Table]:
-    """The metrics of a stage at both ends, and the numbers of its summary."""
-    metrics, summary = list[list[str]](), list[list[str]]()
-    for name, values in list(stage["metrics"].items())[:MOST_METRICS]:
-        metrics.append([worded(name), short(values["first"]), short(values["last"])])
-    for name, value in stage["summary"].items():
-        if isinstance(value, str | int | float):
-            summary.append([worded(name), short(value)])
-    tables = [Table("", ["metric", "first", "last"], metrics), Table("", ["", ""], summary, keys=2)]
-    return [each for each in tables if each.rows]
-
-
 def _people(people: Sequence[Mapping[str, Any]]) -> list[tuple[str, Table]]:
     """How far people agree on the labels of each store, in words, and the table of annotators.
     Stages that read the same labels share them.
@@ -112,21 +89,6 @@ def _people(people: Sequence[Mapping[str, Any]]) -> list[tuple[str, Table]]:
     return found
 
 
-def _made(facts: Mapping[str, Any]) -> Table:
-    """How a run can be made again."""
-    known, run = facts["reproduce"], facts["run"]
-    machine = dict(known["machine"])
-    rows = {"Command": known["command"], "Seed": known["seed"], "Commit": known["commit"]}
-    rows |= {"Started": run["started"], "Ended": run["ended"], "Folder": run["folder"]}
-    rows["Versions"] = ", ".join(f"{name} {text}" for name, text in known["versions"].items())
-    if "memory" in machine:
-        machine["memory"] = size(machine["memory"])
-    for name, value in machine.items():
-        rows[name.capitalize()] = value
-    cells = [[name, str(value)] for name, value in rows.items()]
-    return Table("", ["", ""], cells, keys=2)
-
-
 # The first screen
 
 
@@ -137,15 +99,10 @@ def _first_screen(facts: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -
     last = {"stage": "".join([*rows][-1:]), "policy": "", "outcome": ""}
     for verdict in facts["verdicts"]:
         last = verdict
-    of_result, others, models = list[Any](), list[Any](), list[tuple[str, str]]()
+    of_result, others = list[Any](), list[Any]()
     for verdict in facts["verdicts"]:
         same = (verdict["stage"], verdict["policy"]) == (last["stage"], last["policy"])
         (of_result if same else others).append(verdict)
-    if facts["run"]["base"]:
-        models.append(("base", f"{facts['run']['base']}, the base model"))
-    for stage in facts["stages"]:
-        if text := "; ".join(filter(None, [stage["about"], stage["learned"]])):
-            models.append((stage["name"], text.replace("->", "→")))
     mine = main_rows(rows.get(last["stage"], []))
     result = last["policy"] or "".join([row.policy for row in mine][-1:])
     return {
@@ -153,7 +110,6 @@ def _first_screen(facts: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -
         "others": others,
         "sample": chosen(facts, last),
         "plot": intervals(mine, result),
-        "models": models,
     }
 
 
