@@ -11,7 +11,7 @@ import pytest
 
 from alignkit.errors import DataError
 from alignkit_plugins.cells import crossed
-from alignkit_plugins.cells.table import table_of
+from alignkit_plugins.cells.table import choice, table_of
 from benchmarks.tables import Setting, claims
 
 # Means of prompts 3, 6, 6 and of seeds 4, 6; what is left is 0, 0, -1, 1, 1, -1
@@ -174,7 +174,7 @@ def test_what_is_drawn_together_is_one_prompt_and_keeps_the_mean() -> None:
         prompts = {"right": [[f"p{at}", unit if at < 9 else at + 10] for at in range(12)]}
         values = [1.0] * 9 + [0.0, 1.0, 1.0]
         cells = [cell("ppo", seed, {"right": values}, prompts=prompts) for seed in (3, 4, 5)]
-        row = rows_of(cells)["align", "right"]
+        row = rows_of(cells)["ppo", "right"]
         assert row.estimate["mean"] == pytest.approx(11 / 12) and row.difference["n"] == 4
         assert row.clear == 0
 
@@ -199,7 +199,7 @@ def test_a_few_equal_differences_are_not_certain() -> None:
     cells = [cell("ppo", seed, {"right": [0.5, 1.5]}) for seed in (3, 4)]
     for one in cells:
         one["evaluations"]["report"]["measures"]["right"]["scale"] = None
-    row = rows_of(cells)["align", "right"]
+    row = rows_of(cells)["ppo", "right"]
     assert row.difference["p"] == 0.5 and row.clear == 0
 
 
@@ -211,6 +211,38 @@ def test_a_composite_of_metrics_on_the_same_prompts_is_no_surer_than_one() -> No
         parts = {"right": 0.5, "again": 0.5}
         measures["both"] = {**measures["right"], "scale": None, "parts": parts}
     rows = rows_of(cells)
-    alone, both = (rows["align", name].difference for name in ("right", "both"))
+    alone, both = (rows["ppo", name].difference for name in ("right", "both"))
     assert both["mean"] == pytest.approx(alone["mean"]) and both["n"] == 40
     assert both["high"] - both["low"] > 0.8 * (alone["high"] - alone["low"])
+
+
+def test_the_best_is_better_than_each_other_one() -> None:
+    def cells(second: float) -> list[dict[str, Any]]:
+        near = [float(at % 40 >= second) for at in range(40)]
+        variants = {"ppo": ALL, "grpo": near, "rloo": HALF}
+        return [
+            cell(name, seed, {"right": own}) for name, own in variants.items() for seed in (3, 4, 5)
+        ]
+
+    said = "ppo is better than each other policy in right."
+    assert said in table_of(cells(20), "report").notes
+    assert said not in table_of(cells(2), "report").notes  # than grpo, not for sure
+
+
+def test_a_setting_is_scored_where_it_was_not_chosen() -> None:
+    """Each is best with one seed, at the tuning prompts only; with the others, the other one is."""
+    tuning, shown = list[dict[str, Any]](), list[dict[str, Any]]()
+    for seed, tuned, scored in (
+        (3, (ALL, HALF), (HALF, ALL)),
+        (4, (HALF, ALL), (HALF, ALL)),
+        (5, (HALF, ALL), (ALL, HALF)),
+    ):
+        for name, own, other in zip(("slow", "fast"), tuned, scored, strict=True):
+            tuning.append(cell(name, seed, {"right": own}))
+            shown.append(cell(name, seed, {"right": other}))
+    # Chosen for seed 3: fast, as with 4 and 5; for 4 and 5: each has one, so that the first is
+    tables = table_of(tuning, "report"), table_of(shown, "report")
+    (text,) = choice(*tables, "tuning")
+    assert text.startswith("chosen by tuning with the other seeds (slow 2x, fast 1x): 83% [")
+    few = [table_of([one for one in own if one["seed"] < 5], "report") for own in (tuning, shown)]
+    assert not [*choice(*few, "tuning")]

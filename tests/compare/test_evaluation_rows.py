@@ -256,6 +256,27 @@ def test_an_effect_that_is_equal_at_all_prompts_has_a_verdict() -> None:
     assert (outcome(5), outcome(6)) == ("nothing clear", "gained")
 
 
+@pytest.mark.parametrize(
+    ("interval", "lower", "said"),
+    [
+        ((0.1, -0.04, 0.3), False, "less than"),
+        ((0.1, -0.06, 0.3), False, "perhaps more than"),
+        ((-0.1, -0.3, 0.04), True, "less than"),
+        ((-0.1, -0.3, 0.06), True, "perhaps more than"),
+        (None, False, "perhaps more than"),
+    ],
+)
+def test_a_loss_within_the_margin_is_said_for_sure_or_not(
+    interval: Any, lower: bool, said: str
+) -> None:
+    sft, align = summary("refused ~")
+    facts: Any = {"margin": 0.05, "lower": lower, "percent": True}
+    text = "In refused, it loses {} the margin of 5 points."
+    rows = [replace(sft, **facts), replace(align, difference=estimate(interval), **facts)]
+    sentences = verdict([*rows, *summary("other ~")]).sentences
+    assert (text.format(said) in sentences) == (interval is not None)
+
+
 # Tables
 
 

@@ -133,7 +133,8 @@ def _measures(groups: Sequence[Group], evaluation: Mapping[str, Any]) -> dict[st
             facts = row.kind, scale, row.lower, row.percent, row.tested
             if row.metric in found:
                 own = {**found[row.metric].trained_on, **own}
-            found[row.metric] = Measure(*facts, own, composites.get(row.metric, {}))
+            parts = composites.get(row.metric, {})
+            found[row.metric] = Measure(*facts, own, parts, row.margin)
     return found
 
 

@@ -4,6 +4,7 @@ prompts and seeds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from alignkit_plugins.compare.verdicts import MORE, verdicts
 from alignkit_plugins.text.readable import estimate_text
 
 SEED, BASE = "seed", "base"
+FEWEST = 3  # seeds, of which one is left out
 SAME = ("sampling", "headline", "baseline", "policies", "measures", "prompts")
 OF_A_RUN = (SEED, "trained_on", "scale")  # parts of these that may differ
 RIGHT_AND_WRONG = [[1.0], [1.0], [0.0], [0.0]]  # pseudo-prompts of a share (Agresti and Coull 1998)
@@ -38,11 +40,15 @@ Variants = Mapping[str, Mapping[int, Mapping[str, Any]]]  # evaluations by varia
 
 
 class CellTable(NamedTuple):
-    """The rows of a table, and sentences on what they rest."""
+    """The rows of a table, and sentences on what they rest. compared: the scores of the policies that
+    are compared with the baseline, by the headline.
+    """
 
     rows: Sequence[Row]
     seeds: Sequence[int]
     notes: Sequence[str]
+    headline: str
+    compared: Scores
 
 
 def table_of(cells: Cells, stage: str) -> CellTable:
@@ -73,8 +79,10 @@ def table_of(cells: Cells, stage: str) -> CellTable:
     elif baseline in columns and others:
         notes += _visible(scores, headline, baseline, others)
     if baseline in columns:
+        notes += _best(scores, headline, baseline, others)
         notes += apart(scores, headline, others[:1], others[1:])
-    return CellTable(claimed(rows), seeds, notes)
+    heads = [one for one in scores.rows if one.metric == headline and one.policy in others]
+    return CellTable(claimed(rows), seeds, notes, headline, Scores(scores.measures, heads))
 
 
 def difference(one: Any, other: Any, names: Sequence[str] = SAME) -> str:
@@ -113,7 +121,7 @@ def _names(policies: Sequence[str], variants: Variants) -> dict[str, dict[str, s
     """What the policies of each variant are called. A policy that is the same in all of them has a
     name in the first one only; others are called as their variants.
     """
-    different = {policies[-1]} if len(variants) > 1 else set[str]()
+    different = {policies[-1]} if any(variants) else set[str]()
     for policy in policies:
         texts = {str(_of_policy(own, policy)) for own in variants.values()}
         different |= {policy} if len(texts) > 1 else set()
@@ -161,6 +169,42 @@ def apart(
                 text = estimate_text(row.difference, sign=True, percent=row.percent)
                 text = text.replace("%", " points")
                 yield f"{row.policy} against {baseline}: {text} in {metric}, not adjusted"
+
+
+def _best(scores: Scores, metric: str, baseline: str, names: Sequence[str]) -> Iterator[str]:
+    """Which policy is clearly better than each other one by a metric, if there is one (Hsu 1984,
+    "Constrained simultaneous confidence intervals for multiple comparisons with the best").
+    """
+    own = Scores(scores.measures, [one for one in scores.rows if one.metric == metric])
+    for best in names if len(names) > 1 else ():
+        others = [name for name in (baseline, *names) if name != best]
+        rows = [row for row in compared(own, best, others) if row.baseline == best]
+        p_values = {row.policy: row.difference["p"] for row in rows}
+        if (
+            all(row.direction == -1 for row in rows)
+            and max(p_values.values()) * len(rows) < 2 * ERROR
+        ):
+            yield f"{best} is better than each other policy in {metric}."
+
+
+def choice(tuning: CellTable, shown: CellTable, step: str) -> Iterator[str]:
+    """What choosing a variant gains: for each seed, the one that is best by the tuning step with the
+    other seeds. A choice that is scored by what it was made by looks too good.
+    """
+    seeds, (by, scored) = (
+        shown.seeds,
+        (_grid(one.compared, one.headline) for one in (tuning, shown)),
+    )
+    if len(seeds) < FEWEST or len(scored) < 2 or tuning.seeds != seeds or [*by] != [*scored]:
+        return
+    measure, names = shown.compared.measures[shown.headline], list[str]()
+    for at in range(len(seeds)):
+        means = {name: float(np.delete(own, at, 1).mean()) for name, own in by.items()}
+        names.append((min if measure.lower else max)(means, key=means.__getitem__))
+    values = np.stack([scored[name][:, at] for at, name in enumerate(names)], 1)
+    found = estimate_text(_mean(values, _of_shares(measure)), percent=bool(measure.percent))
+    counts = ", ".join(f"{name} {count}x" for name, count in Counter(names).most_common())
+    yield f"chosen by {step} with the other seeds ({counts}): {found} in {shown.headline}"
 
 
 def _grid(scores: Scores, metric: str) -> dict[str, Array]:
@@ -283,8 +327,12 @@ def report_of(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
     if not cells:
         raise DataError(f"{runs[0]}: no cell is complete yet")
     blocks, facts, machines = list[Block](), dict[str, Any](), dict[str, set[str]]()
+    tables = dict[str, CellTable]()
     for stage in dict.fromkeys(name for one in cells for name in one["evaluations"]):
         made = table_of([one for one in cells if stage in one["evaluations"]], stage)
+        for step, one in tables.items():
+            made = made._replace(notes=[*made.notes, *choice(one, made, step)])
+        tables[stage] = made
         blocks += _blocks(made, len(cells))
         results = list(map(plain, made.rows))
         facts[stage] = {"seeds": made.seeds, "results": results, "notes": made.notes}

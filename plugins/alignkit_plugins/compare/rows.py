@@ -43,6 +43,7 @@ class Row:
         column, value: Of the prompts that count; empty for all.
         percent: Whether tables show it as a share.
         lower: Whether lower is better.
+        margin: A loss below it counts as none; 0 without one.
         trained_on: Whether the policy learned from it; None if that is not known.
         tested: Whether a verdict may claim something of the difference.
         p: Adjusted for all that the evaluation tests in the direction of this difference.
@@ -62,6 +63,7 @@ class Row:
     value: str = ""
     percent: bool = False
     lower: bool = False
+    margin: float = 0.0
     trained_on: bool | None = None
     tested: bool = False
     p: float | None = None
@@ -95,6 +97,16 @@ class Row:
         if not mean:
             return 0
         return 1 if (mean > 0) != self.lower else -1
+
+    @property
+    def within_margin(self) -> bool:
+        """Whether a loss is below the margin for sure: one of two one-sided tests at 2.5%
+        (Schuirmann 1987, "A comparison of the two one-sided tests procedure and the power approach").
+        """
+        _, low, high = bounds(self.difference)
+        if low is None or high is None:
+            return False
+        return bool((high if self.lower else -low) < self.margin)
 
     @property
     def excludes_zero(self) -> bool:

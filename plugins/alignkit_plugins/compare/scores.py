@@ -72,6 +72,7 @@ class Measure:
         tested: As in Row.
         trained_on: As in Row, by policy.
         parts: Of a composite, how much each metric counts.
+        margin: As in Row.
     """
 
     kind: str = "metric"
@@ -81,6 +82,7 @@ class Measure:
     tested: bool = False
     trained_on: Mapping[str, bool | None] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)
+    margin: float = 0.0
 
 
 class Score(NamedTuple):
@@ -271,6 +273,7 @@ def compare(
                 else mean,
                 percent=percent,
                 lower=measure.lower,
+                margin=measure.margin,
                 trained_on=measure.trained_on.get(policy),
                 tested=measure.tested,
                 missing=sum(score.missing for score in every),

@@ -116,6 +116,11 @@ def _verdict(rows: Sequence[Row], policy: str) -> PolicyVerdict:
     ):
         if others:
             sentences.append(f"{what}: {'; '.join(_difference(row, rows) for row in others)}.")
+    for row in against:
+        if row.margin:
+            margin = f"{100 * row.margin:g} points" if row.percent else f"{row.margin:g}"
+            how = "less" if row.within_margin else "perhaps more"
+            sentences.append(f"In {row.metric}, it loses {how} than the margin of {margin}.")
     unclear = list[str]()
     for row in sides[0]:
         shown = row is head or row.excludes_zero

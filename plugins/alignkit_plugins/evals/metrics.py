@@ -27,6 +27,11 @@ class Metric(alignkit.Options):
         {}, "columns of the prompts that count, with a value or several; default: all"
     )
     better: Literal["higher", "lower"] = Field("higher", "which scores are better")
+    margin: float = Field(
+        0.0,
+        "a loss below it counts as none, such as 0.05: the verdict says whether that is sure",
+        ge=0,
+    )
 
     def counts(self, group: Group) -> bool:
         """Whether a prompt is part of the metric."""

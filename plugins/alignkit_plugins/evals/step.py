@@ -330,7 +330,8 @@ class Evaluate(Step):
             facts: Any = {"scale": scale, "trained_on": trained_on.get(name, {})}
             facts["tested"] = name in trained_on
             if metric := self.options.metrics.get(name):
-                measures[name] = Measure(lower=metric.better == "lower", **facts)
+                lower = metric.better == "lower"
+                measures[name] = Measure(lower=lower, margin=metric.margin, **facts)
             else:
                 measures[name] = Measure("reward", percent=False, **facts)
         return self._composites(measures, trained_on) | measures
