@@ -172,7 +172,7 @@ def apart(
 
 
 def _best(scores: Scores, metric: str, baseline: str, names: Sequence[str]) -> Iterator[str]:
-    """Which policy is clearly better than each other one by a metric, if there is one (Hsu 1984,
+    """The policy that is clearly better than each other one by a metric, if there is one (Hsu 1984,
     "Constrained simultaneous confidence intervals for multiple comparisons with the best").
     """
     own = Scores(scores.measures, [one for one in scores.rows if one.metric == metric])
