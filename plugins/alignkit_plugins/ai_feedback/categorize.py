@@ -111,10 +111,12 @@ class Categorize(AskingStep):
 def case_in(text: str, categories: Mapping[str, str]) -> str:
     """The category that a reply names by its letter, or by its name."""
     first = _LETTER.match(text)
-    for letter, name in zip(LETTERS, categories, strict=False):
-        if same(text, name) or (first and first[1].upper() == letter):
+    for name in categories:
+        if same(text, name):
             return name
-    return NONE
+    return (
+        dict(zip(LETTERS, categories, strict=False)).get(first[1].upper(), NONE) if first else NONE
+    )
 
 
 def question(categories: Mapping[str, str], group: Group) -> str:

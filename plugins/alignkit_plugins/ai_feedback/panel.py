@@ -110,8 +110,7 @@ class RewardJudge(Judge):
             )
 
     def compare(self, items: Sequence[Item]) -> list[Verdict]:
-        groups = [Group(tuple(prompt), (Response(a), Response(b))) for prompt, a, b in items]
-        scores, verdicts = self._scores(groups), []
+        scores, verdicts = self._scores(items), []
         for first, second in zip(scores[::2], scores[1::2], strict=True):
             if first is None or second is None:
                 verdicts.append(Verdict(None, mass=0.0, reason=NO_ROOM))
@@ -121,8 +120,9 @@ class RewardJudge(Judge):
         return verdicts
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
-        groups = [Group(tuple(prompt), (Response(text),)) for prompt, text in items]
-        return [Rating(score, NO_ROOM if score is None else "") for score in self._scores(groups)]
+        return [Rating(score, NO_ROOM if score is None else "") for score in self._scores(items)]
 
-    def _scores(self, groups: Sequence[Group]) -> list[float | None]:
+    def _scores(self, items: Sequence[Item | Rated]) -> list[float | None]:
+        """A score of each response."""
+        groups = [Group(tuple(prompt), tuple(map(Response, texts))) for prompt, *texts in items]
         return list(self.context.models[self.options.reward_model.name].scores(groups))

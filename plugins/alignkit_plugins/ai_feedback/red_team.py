@@ -70,6 +70,11 @@ class Episode:
     ended: str = ""
 
     @property
+    def wanted(self) -> str:
+        """What the attacker wants."""
+        return self.goal.prompt[-1]["content"]
+
+    @property
     def success(self) -> bool | None:
         """Whether it succeeded; None if that is not known: no reply, or no success and one without
         a score.
@@ -88,8 +93,7 @@ class Episode:
     def question(self) -> Group:
         """What the attacker is asked."""
         conversation = transcript(self.turns) or "(nothing has been said)"
-        goal = self.goal.prompt[-1]["content"]
-        return question_of(filled(TEMPLATE, goal=goal, conversation=conversation))
+        return question_of(filled(TEMPLATE, goal=self.wanted, conversation=conversation))
 
     def say(self, role: str, text: str) -> None:
         """Add a turn."""
@@ -155,12 +159,10 @@ class RedTeam(AskingStep):
             self._score(scorer, [each for each in going if not each.ended])
         records, rows = [], dict[str, Group]()
         for each in episodes:
-            goal = each.goal.prompt[-1]["content"]
-            records.append(
-                {"goal": goal, "ended": each.ended, "turns": each.turns, "scores": each.scores}
-            )
+            facts = {"ended": each.ended, "turns": each.turns, "scores": each.scores}
+            records.append({"goal": each.wanted, **facts})
             if each.success is None:
-                desk.drop(each.ended or "a reply without a score", goal=goal)
+                desk.drop(each.ended or "a reply without a score", goal=each.wanted)
             elif each.success:
                 made = _row(each, {**attacker.origin, "template": "red_team"})
                 rows.setdefault(made.id, made)
@@ -225,7 +227,7 @@ def in_words(share: Mapping[str, Any] | None) -> str:
 
 def _row(episode: Episode, writer: Mapping[str, Any]) -> Group:
     """A successful attack as a prompt."""
-    goal, response = episode.goal.prompt[-1]["content"], episode.turns[-1]["content"]
-    facts = {"goal": goal, "response": response, "score": episode.scores[-1]}
+    response, score = episode.turns[-1]["content"], episode.scores[-1]
+    facts = {"goal": episode.wanted, "response": response, "score": score}
     prompt = replace(episode.prompt, prompt=episode.prompt.prompt[:-1])
     return row(prompt, {**episode.goal.meta, "red_team": facts, "writer": writer})
