@@ -115,7 +115,7 @@ def test_chunks_of_prompts_have_random_numbers_of_their_own(tmp_path: Path) -> N
 
     step = Sample(Sample.Options.model_validate({"prompts": "p", "policy": "sft"}))
     around = context(tmp_path, ByRole(sample=sample))
-    (group,) = step._sampled(around, [Group((rows.user("old"),))])
+    (group,) = step.sampled(around, [Group((rows.user("old"),))])
     assert group.responses[0].source == "sft"
     seeds.clear()
     respond = step.mapper("responses", around)

@@ -38,14 +38,13 @@ from alignkit import (
     Response,
     RunFailed,
     SamplingOptions,
-    Step,
     StepContext,
     StepData,
     Verdict,
 )
 from alignkit.contract.report import Report
 from alignkit.contract.reward import Item
-from alignkit.data.group import sha256_of
+from alignkit.data.group import sha256_of, with_responses
 from alignkit.evaluation import statistics
 from alignkit_plugins.ai_feedback.constitution import ConstitutionRef, drawn
 from alignkit_plugins.ai_feedback.judge_card import (
@@ -56,8 +55,8 @@ from alignkit_plugins.ai_feedback.judge_card import (
 from alignkit_plugins.ai_feedback.make_data import policies_of
 from alignkit_plugins.ai_feedback.panel import joint
 from alignkit_plugins.ai_feedback.rubric import Judged
+from alignkit_plugins.ai_feedback.sample import SamplingStep
 from alignkit_plugins.compare.comparison import checked_prompts, units_of
-from alignkit_plugins.text.rows import prompt_to_row, prompts_from_rows
 from alignkit_plugins.text.spoken import as_judged, for_judges
 
 Place = tuple[int, int, int]  # group, first response, second response
@@ -70,7 +69,7 @@ HELP = (
 )
 
 
-class JudgePairs(Step):
+class JudgePairs(SamplingStep):
     """Label every pair of responses of every group."""
 
     class Options(SamplingOptions):
@@ -129,7 +128,7 @@ class JudgePairs(Step):
             return policies_of(self.policy)
 
     options: Options
-    maps = ("sample", "judge")
+    maps = ("responses", "judge")
 
     def check(self, folder: Path) -> None:
         if self.options.constitution is None:
@@ -174,24 +173,13 @@ class JudgePairs(Step):
         return Artifact(groups=labeled, summary=summary, report=Report(["\n".join(lines)]))
 
     def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], list[Any]]:
-        options = self.options
-        if name == "judge":
-            judge = CheckedJudge(options.judge, context)
-            return lambda rows: list(map(asdict, verdicts_on(judge, rows)))
+        if name != "judge":
+            return super().mapper(name, context)
+        judge = CheckedJudge(self.options.judge, context)
+        return lambda rows: list(map(asdict, verdicts_on(judge, rows)))
 
-        def sampled(chunk: Sequence[Any]) -> list[list[dict[str, Any]]]:
-            # A seed for each chunk, or the n-th prompts of all chunks would share their random
-            # numbers.
-            seed = (context.seed + zlib.crc32(json.dumps(chunk).encode())) % 2**31
-            groups = context.models[options.policy or "base"].sample(
-                prompts_from_rows(chunk),
-                seed=seed,
-                samples_per_prompt=options.samples_per_prompt,
-                **options.sampled(),
-            )
-            return [list(map(_plain, group.responses)) for group in groups]
-
-        return sampled
+    def seed_of(self, context: StepContext, rows: Sequence[Any]) -> int:
+        return (context.seed + zlib.crc32(json.dumps(rows).encode())) % 2**31
 
     def _groups(self, context: StepContext) -> list[Group]:
         """The groups to judge, from the data or sampled."""
@@ -200,13 +188,12 @@ class JudgePairs(Step):
             return context.load(options.data)
         prompts = context.load(options.prompts)
         context.say(f"{context.out.name}: {options.policy} answers with {options.described()}")
-        # The index tells equal prompts apart.
-        rows = [prompt_to_row(number, group) for number, group in enumerate(prompts)]
-        groups = []
-        texts = context.map("sample", rows, self.mapper("sample", context))
-        for group, answers in zip(prompts, texts, strict=True):
-            responses = tuple(Response(**each, source=options.policy) for each in answers)
-            groups.append(replace(group, pairs=None, responses=responses))
+        groups = list[Group]()
+        for group in self.sampled(context, prompts):
+            answers = list[Response]()
+            for each in group.responses:  # later stages learn the words that the judge has read
+                answers.append(Response(each.text, truncated=each.truncated, source=each.source))
+            groups.append(with_responses(group, answers))
         return groups
 
     def _principles(self) -> list[Any]:
@@ -265,10 +252,6 @@ class JudgePairs(Step):
                 better = Pair(i, j, p=label) if label >= 0.5 else Pair(j, i, p=1.0 - label)
                 pairs.setdefault(g, []).append(better)
         return [replace(groups[g], pairs=tuple(pairs[g])) for g in sorted(pairs)], ties
-
-
-def _plain(response: Response) -> dict[str, Any]:
-    return {"text": response.text, "truncated": response.truncated}
 
 
 def verdicts_on(judge: CheckedJudge, rows: Sequence[Sequence[Any]]) -> Iterator[Verdict]:

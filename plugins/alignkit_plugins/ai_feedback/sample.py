@@ -40,7 +40,44 @@ from alignkit_plugins.compare.scores import Measure, Scale, compare, scores_of
 from alignkit_plugins.text.rows import prompt_to_row, prompts_from_rows
 
 
-class Sample(AskingStep):
+class SamplingStep(AskingStep):
+    """A step with a policy that responds to prompts, in chunks that a resumed run finds again."""
+
+    maps = ("responses",)
+
+    def sampled(self, context: StepContext, prompts: Sequence[Group]) -> list[Group]:
+        """The prompts with responses."""
+        rows = [prompt_to_row(index, group) for index, group in enumerate(prompts)]
+        lines = context.map("responses", rows, self.mapper("responses", context))
+        groups = []
+        for group, line in zip(prompts, lines, strict=True):
+            responses = list[Response]()
+            for response in group_from_json(line).responses:
+                responses.append(replace(response, source=str(self.options.policy)))
+            groups.append(with_responses(group, responses, pairs=None))
+        return groups
+
+    def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], list[Any]]:
+        options = self.options
+        model = context.models[str(options.policy)]  # a server does its own work
+
+        def respond(rows: Sequence[Any]) -> list[str]:
+            sampled = model.sample(
+                prompts_from_rows(rows),
+                seed=self.seed_of(context, rows),
+                samples_per_prompt=options.samples_per_prompt,
+                **options.sampled(),
+            )
+            return list(map(group_to_json, sampled))
+
+        return respond
+
+    def seed_of(self, context: StepContext, rows: Sequence[Any]) -> int:
+        """The seed of a chunk: the n-th prompts of all chunks must not share their random numbers."""
+        return seeds.number(context.seed, context.stage, "sample", rows[0][0])
+
+
+class Sample(SamplingStep):
     """Sample responses to every prompt, for later stages to learn from or for people to read.
 
     With `keep: best`, the policy of the data is best-of-N, whose KL from the policy is at most log
@@ -69,7 +106,6 @@ class Sample(AskingStep):
             return policies_of(self.policy)
 
     options: Options
-    maps = ("responses",)
 
     def check_data(self, data: StepData) -> None:
         checked_prompts(data, self.options.prompts, self.options.reward)
@@ -83,7 +119,7 @@ class Sample(AskingStep):
         if isinstance(options.policy, Server):
             name, sampled = options.policy.model, self._written(context, prompts, facts)
         else:
-            name, sampled = options.policy, self._sampled(context, prompts)
+            name, sampled = options.policy, self.sampled(context, prompts)
         groups = [group for group in sampled if group.responses]
         facts |= {"prompts": len(groups), "left_out": len(prompts) - len(groups)}
         if not groups:
@@ -97,33 +133,6 @@ class Sample(AskingStep):
             groups = [group for group in map(best, groups) if group.responses]
         facts["responses"] = sum(len(group.responses) for group in groups)
         return Artifact(groups=groups, summary=facts, report=report(name, facts))
-
-    def _sampled(self, context: StepContext, prompts: Sequence[Group]) -> list[Group]:
-        """The prompts with responses, sampled in chunks that a resumed run finds again."""
-        rows = [prompt_to_row(index, group) for index, group in enumerate(prompts)]
-        lines = context.map("responses", rows, self.mapper("responses", context))
-        groups = []
-        for group, line in zip(prompts, lines, strict=True):
-            responses = list[Response]()
-            for response in group_from_json(line).responses:
-                responses.append(replace(response, source=str(self.options.policy)))
-            groups.append(with_responses(group, responses, pairs=None))
-        return groups
-
-    def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], list[str]]:
-        options = self.options
-        model = context.models[str(options.policy)]  # a server does its own work
-
-        def respond(rows: Sequence[Any]) -> list[str]:
-            sampled = model.sample(
-                prompts_from_rows(rows),
-                seed=seeds.number(context.seed, context.stage, "sample", rows[0][0]),
-                samples_per_prompt=options.samples_per_prompt,
-                **options.sampled(),
-            )
-            return list(map(group_to_json, sampled))
-
-        return respond
 
     def _written(
         self, context: StepContext, prompts: Sequence[Group], facts: dict[str, Any]
