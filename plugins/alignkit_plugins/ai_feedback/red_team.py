@@ -159,8 +159,8 @@ class RedTeam(AskingStep):
             self._score(scorer, [each for each in going if not each.ended])
         records, rows = [], dict[str, Group]()
         for each in episodes:
-            facts = {"ended": each.ended, "turns": each.turns, "scores": each.scores}
-            records.append({"goal": each.wanted, **facts})
+            record = {"goal": each.wanted, "ended": each.ended}
+            records.append({**record, "turns": each.turns, "scores": each.scores})
             if each.success is None:
                 desk.drop(each.ended or "a reply without a score", goal=each.wanted)
             elif each.success:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import alignkit
 from alignkit import (
@@ -43,7 +43,7 @@ from alignkit_plugins.text.rows import prompt_to_row, prompts_from_rows
 class SamplingStep(AskingStep):
     """A step with a policy that responds to prompts, in chunks that a resumed run finds again."""
 
-    maps = ("responses",)
+    maps: ClassVar[tuple[str, ...]] = ("responses",)
 
     def sampled(self, context: StepContext, prompts: Sequence[Group]) -> list[Group]:
         """The prompts with responses."""
