@@ -302,6 +302,18 @@ def silence_libraries() -> None:
     )
 
 
+def context_length_of(config: Any) -> int:
+    """Longest sequence that a model was made for, in tokens. config: of the model, or of its text."""
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None) or 2**31
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        # Beyond this length the positions of the whole pack change, so results would depend on its
+        # neighbors.
+        most = rope.get("original_max_position_embeddings") or most
+    return int(most)
+
+
 def largest(config: Any, name: str) -> int | None:
     """A number in a model's configuration, the largest one if layers differ; None if there is
     none.

@@ -30,6 +30,7 @@ from alignkit.models import checked_model
 from alignkit.models.adapters import ACTIVE, Adapters, ModelOrigin
 from alignkit.models.loading import (
     backbone,
+    context_length_of,
     device_of,
     dtype_of,
     load_network,
@@ -371,14 +372,7 @@ class SharedModel:
     @property
     def context_length(self) -> int:
         """Longest sequence the base was made for, in tokens."""
-        rope = getattr(self._config, "rope_parameters", None) or {}
-        if rope.get("rope_type") == "longrope":
-            # Beyond this length the positions of the whole pack change, so results would
-            # depend on its neighbors.
-            return int(
-                rope.get("original_max_position_embeddings") or self._config.max_position_embeddings
-            )
-        return int(getattr(self._config, "max_position_embeddings", None) or 2**31)
+        return context_length_of(self._config)
 
     @property
     def token_budget(self) -> int:

@@ -121,22 +121,36 @@ class ModelSource:
         )
 
     @cached_property
-    def encoder(self) -> Encoder | None:
-        """Tokenizes as the model will, before it is loaded; None if it is not here, and may not be
-        fetched.
+    def _here(self) -> str:
+        """The source, if it is here or may be fetched; else the newest that a model plugin has made,
+        which is not asked for it; or an empty text.
         """
-        source = self.source
-        if not source:  # the newest that a model plugin has made, which is not asked for it
-            made = cache_folder().glob(f"{''.join(source_of(self.spec.base))}-*")
-            source = str(max(made, key=getmtime, default=""))
-        if not source:
+        made = cache_folder().glob(f"{''.join(source_of(self.spec.base))}-*")
+        return self.source or str(max(made, key=getmtime, default=""))
+
+    @cached_property
+    def encoder(self) -> Encoder | None:
+        """Tokenizes as the model will, before it is loaded; None if it is not here."""
+        if not self._here:
             return None
         from alignkit.models.loading import load_text, locate
         from alignkit.tokens.encoder import Encoder
 
         revision = self.commit or self.spec.revision
         with self._loading():
-            return Encoder(*load_text(self.spec, locate(source, revision), revision))
+            return Encoder(*load_text(self.spec, locate(self._here, revision), revision))
+
+    @cached_property
+    def context_length(self) -> int | None:
+        """Tokens that the model reads; None if it is not here."""
+        if not self._here:
+            return None
+        from alignkit.models.loading import context_length_of, load_config, locate
+
+        revision, trust = self.commit or self.spec.revision, self.spec.trust_remote_code
+        with self._loading():
+            config = load_config(locate(self._here, revision), revision, trust)
+        return context_length_of(config)
 
     @cached_property
     def origin(self) -> ModelOrigin:

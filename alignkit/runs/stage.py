@@ -294,7 +294,13 @@ class TrainingStage(RunStage):
                 Episodes(factory, encoder, settings.max_length)
 
     def check_data(self, problems: Problems, rows: int | None) -> None:
-        settings, encoder = self.settings, self.services.model_source(BASE).encoder
+        settings, model = self.settings, self.services.model_source(BASE)
+        encoder, most = model.encoder, model.context_length
+        if most is not None and most < settings.max_length:
+            self.say(
+                f"warning: {self.recipe.model.base} reads {most:,} tokens, so stage '{self.name}' "
+                f"learns no more of a row, and not max_length {settings.max_length:,}"
+            )
         for spec, loaded in self._read(problems, filter(self._is_here, self.entries)):
             keys, groups = keys_of(settings, spec), [*loaded.groups, *loaded.validation]
             with problems.gathering(self.name, keys or ()):

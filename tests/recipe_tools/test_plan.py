@@ -202,6 +202,13 @@ ppo: {algorithm: ppo, prompts: *data, max_length: 1024, reward: length, rollout:
         override, first = line.split("; ")
         assert cli.main(["check", str(path), *words, *override.split()]) == 0
         assert f"dpo does not fit: lower first {first.strip()}\n" in capfd.readouterr().out
+    long = planned(capfd, path, *words, "stages.sft.max_length=99999")
+    assert long[0]["work"]["tokens"] == 32768  # what the model reads
+    assert long[0]["work"]["note"].startswith("the model reads 32,768 tokens, less than max_length")
+    many = "stages.ppo.rollout.samples_per_prompt=200"
+    assert cli.main(["check", str(path), *words, many]) == 0
+    text = capfd.readouterr().out
+    assert "ppo does not fit: lower first stages.ppo.rollout.samples_per_prompt" in text
     assert cli.main(["check", str(path), *words, "model.base=Qwen3-9B"]) == 2
     assert "did you mean 'Qwen3-8B'?" in capfd.readouterr().err
 

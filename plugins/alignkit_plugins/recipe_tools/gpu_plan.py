@@ -18,7 +18,7 @@ from alignkit.errors import did_you_mean, refuse
 from alignkit.host.calls import create
 from alignkit.io.text import is_file
 from alignkit.kernels.lm_head import CHUNK
-from alignkit.models.loading import DTYPES
+from alignkit.models.loading import DTYPES, context_length_of
 from alignkit.models.memory import SHARE
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.recipe.yaml import plain_data
@@ -70,7 +70,9 @@ class Card(Shapes):
 
     def _training(self, work: Work, settings: Settings, algorithm: Any) -> None:
         """The lengths of the longest group, which no pack cuts, and of a step."""
-        work.tokens = settings.max_length
+        work.tokens = min(settings.max_length, context_length_of(self.text))
+        if work.tokens < settings.max_length:
+            work.note = f"the model reads {work.tokens:,} tokens, less than max_length; "
         if algorithm.source is Source.ROLLOUTS:
             samples = settings.rollout.samples_per_prompt
             work.new = min(settings.rollout.max_new_tokens, work.tokens)
@@ -81,6 +83,10 @@ class Card(Shapes):
             work.tokens *= 2
         work.learned = work.tokens * settings.batch_size
         work.batch = max(work.tokens, min(work.learned, self.budget.tokens))
+        if self.recomputed(work) and not self.spec.activation_checkpointing:
+            work.note += (
+                "rows this long store each layer's input only, as activation_checkpointing does"
+            )
 
     def recomputed(self, work: Work) -> bool:
         """Whether layers are computed again, as a long group's are (`must_recompute`)."""
@@ -97,6 +103,8 @@ class Card(Shapes):
         lora, length = self.spec.lora, f"stages.{plan.name}.max_length"
         again, learned = "model.activation_checkpointing=true", ("adapters", "optimizer")
         lower = {"activations": length if self.recomputed(plan.work) else again}
+        if plan.work.new and plan.work.tokens > 2 * plan.work.prompt:  # most of it are samples
+            lower["activations"] = f"stages.{plan.name}.rollout.samples_per_prompt"
         if lora is None:
             lower |= dict.fromkeys(("weights", *learned), LORA)
         else:

@@ -25,7 +25,7 @@ from alignkit.host.calls import call, create
 from alignkit.kernels.backends import chosen
 from alignkit.kernels.memory import total
 from alignkit.models.generate import LOGIT_COPIES, most_slots, slot_bytes
-from alignkit.models.loading import QUANTIZED, device_of, dtype_of
+from alignkit.models.loading import QUANTIZED, context_length_of, device_of, dtype_of
 from alignkit.models.memory import MemoryBudget, activation_bytes_per_token
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.sources import DataSource, DataSpec
@@ -224,7 +224,7 @@ class _Planner(Shapes):
         turns, scoring = call(algorithm, "trained_turns"), algorithm.trains is Trains.REWARD
         read, lengths = _some(groups), list[int]()
         for group in read:
-            most = settings.max_length
+            most = min(settings.max_length, context_length_of(self.text))
             encoded = self.encoder.encode(group, most, turns=turns, scoring=scoring)
             if encoded is not None:
                 lengths.append(encoded.length)
@@ -324,4 +324,4 @@ def table(plans: Sequence[StagePlan]) -> tuple[tuple[str, ...], list[list[str]]]
         memory = f"about {plan.peak / 1e9:.1f} of {plan.room / 1e9:.1f} GB"
         counts = [short(work.rows), short(work.learned), short(work.written)]
         rows.append([plan.name, plan.plugin, *counts, memory, time])
-    return ("stage", "by", "rows", "learned", "sampled", "memory", "time"), rows
+    return ("stage", "by", "rows", "trained on", "sampled", "memory", "time"), rows
