@@ -103,7 +103,9 @@ def test_rows_of_an_earlier_stage_are_checked_before_they_are_learned(
     assert "but no row of stage made has a pair" in said()
 
 
-def test_a_model_that_reads_less_than_max_length_is_a_warning(tmp_path: Path, printed: Said) -> None:
+def test_a_model_that_reads_less_than_max_length_is_a_warning(
+    tmp_path: Path, printed: Said
+) -> None:
     recipe = written(tmp_path, [GOOD])
     assert main(["check", recipe, "stages.sft.max_length=100000"]) == 0
     assert "tokens, so stage 'sft' learns no more of a row, and not max_length 100,000" in printed()
