@@ -40,7 +40,7 @@ from alignkit_plugins.ai_feedback.writer import Server
 from alignkit_plugins.authors import new
 from alignkit_plugins.cells.table import report_of
 from alignkit_plugins.evals.metrics import Metric
-from alignkit_plugins.recipe_tools.init_write import summary
+from alignkit_plugins.recipe_tools.init import summary
 from alignkit_plugins.recipe_tools.options import (
     OptionRow,
     option_rows,

@@ -9,7 +9,7 @@ from alignkit.errors import RecipeError
 from alignkit.host.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import shipped, shipped_folder
-from alignkit_plugins.recipe_tools.init_write import copy_recipe, summary
+from alignkit_plugins.recipe_tools.init import copied, summary, write_files
 from alignkit_plugins.recipe_tools.options import SCHEMA
 from tests.rows import Said
 
@@ -35,17 +35,19 @@ def test_a_copy_is_valid_and_needs_nothing_of_the_original(
 
 
 def test_a_users_file_stays_and_a_copy_onto_itself_changes_nothing(tmp_path: Path) -> None:
-    first = copy_recipe(shipped()["smoke"], tmp_path)
-    before = {path: path.stat().st_ino for path in first}
-    assert copy_recipe(shipped()["smoke"], tmp_path) == first
-    assert {path: path.stat().st_ino for path in first} == before
-    first[0].write_text("mine", encoding="utf-8")
+    copies = copied(shipped()["smoke"], tmp_path)
+    write_files(copies)
+    before = {path: path.stat().st_ino for path in copies}
+    write_files(copies)
+    assert {path: path.stat().st_ino for path in copies} == before
+    first = next(iter(copies))
+    first.write_text("mine", encoding="utf-8")
     with pytest.raises(
         RecipeError,
         match=r"exists, with other contents: .*smoke\.yaml\n  help: name another folder",
     ):
-        copy_recipe(shipped()["smoke"], tmp_path)
-    assert first[0].read_text(encoding="utf-8") == "mine"
+        write_files(copies)
+    assert first.read_text(encoding="utf-8") == "mine"
 
 
 def test_every_recipe_says_in_one_line_what_it_is() -> None:

@@ -46,7 +46,8 @@ SOLVED   {"question": "How many of <n>, times <#>?", "answer": "2 x <#>\n#### <#
 LONG     {"question": "How many of <n>, times <#>?", "answer": "COUNT<#>\n#### <#>"}
 SUM      {"question": "What is <#> + 3, said <n>?", "answer": <#>}
 FORMULA  {"question": "What is <#> / 7, said <n>?", "answer": "\\frac{<#>}{7}"}
-ABSENT   {"question": "What is it?", "answer": null}
+HOLES    problem,solution,answer§What is it?,I count.,4§What is that?,I count,
+TIES     prompt,answer A,answer B,label§One?,x,y,tie§Two?,x,y,tie§Three?,x,y,tie
 WORKED   {"problem": "Of <n>?", "answer": "<#>", "solution": "I count <n+500>."}
 PROMPT   "Talk about <n+300>."
 NAMED    {"question": "Who is <n>?", "answer": "Ann <n>"}
@@ -439,7 +440,7 @@ def test_the_recipe_answers_what_the_data_can(block: str, printed: Said) -> None
 def test_the_reward_compares_the_last_number_of_an_answer() -> None:
     reward = ExactMatch(ExactMatch.Options(extract=LAST))
     for known in ("42", "1,234", "-5", "1/2", ".5"):
-        said = [f"First 7, so it is {known}.", "It is 43.", f"**{known}**"]
+        said = [f"First 7, so it is {known} and no more.", "It is 43.", f"**{known}**"]
         group = Group((user("?"),), tuple(map(Response, said)), meta={"answer": known})
         assert is_number(known) and reward.score([group]) == [1.0, 0.0, 1.0]
     for known, right, wrong in (
@@ -447,7 +448,7 @@ def test_the_reward_compares_the_last_number_of_an_answer() -> None:
         ("4000 m", "4000m", "4000 km"),
         ("5%", "5", "6%"),
     ):
-        said = [f"It takes 3 and {word}." for word in (known, right, wrong)]
+        said = [f"It takes 3 and {word} in all." for word in (known, right, wrong)]
         group = Group((user("?"),), tuple(map(Response, said)), meta={"answer": known})
         assert reward.score([group]) == [1.0, 1.0, 0.0], known
 
@@ -490,6 +491,26 @@ def test_a_base_model_that_is_here_is_asked(printed: Said) -> None:
         "by the form of the known ones; none of 4 answers of the base model to questions was right"
         in printed()
     )
+
+
+# The last of thirteen rows of a file with units, and what is said of it
+ODD = """\
+What?,N/A      | their last number.*; 1 of 13 known answers are no numbers, such as 'N/A' \\(k.csv:14\\), where
+What?,7m       | by their last number, by the form of the known ones; a .* such as '7m' \\(k.csv:14\\), where
+What?,         | 1 bad row with .* \\(template\\).*; the first is k.csv:14: '{{
+Trip 3?,3.0 km | \\(prompt_only\\).held out
+Trip 3?,4 km   | k.csv: warning: 1 with the same question and another known answer, where each .*: row 5 and 14
+"""
+
+
+@pytest.mark.parametrize(("row", "wanted"), cells(ODD))
+def test_a_known_answer_unlike_the_others_is_named(row: str, wanted: str, printed: Said) -> None:
+    lines = ["question,answer", *(f"Trip {n}?,{n} km" for n in range(12)), row]
+    Path("k.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert main(["init", "known-answers=k.csv"]) == 0
+    assert re.search(wanted, printed(), re.DOTALL)
+    assert main(["check", "recipe.yaml", "model.base=tiny"]) == 0
+    assert ("warning: 1 with the same question" in printed()) == ("warning" in wanted)
 
 
 @pytest.mark.parametrize("kinds", [("ASKED", "AGAIN"), ("TOLD", "CANNED")])
@@ -630,8 +651,8 @@ pairs.jsonl PAIR 1
 prompts.jsonl PROMPT 1
 labeled.jsonl LABELED 2
 sums.jsonl SUM 1
-holes.jsonl SUM 7
-holes.jsonl ABSENT 1
+holes.csv HOLES 1
+ties.csv TIES 1
 ranked.jsonl TREE 9
 bad.jsonl BAD 1
 text.jsonl TEXT 1
@@ -651,7 +672,7 @@ known-answer=sums.jsonl                            2  did you mean 'known-answer
 strange.jsonl                                      4  no format matches the first row (columns x)
 demos=strange.jsonl                                4  no format matches the first row (columns x)
 empty.jsonl                                        4  no row that the recipe reads
-holes.jsonl                                        4  holes.jsonl:8
+known-answers=holes.csv                            4  holes.csv:3: no answer, as in 1 of 2 rows
 demos=broken.jsonl                                 4  bad rows skipped: 1
 demos=prompts.jsonl                                4  (format prompt_only)
 demos=pairs.jsonl                                  4  (format preference)
@@ -659,15 +680,18 @@ demos=bad.jsonl                                    4  (format prompt_completion)
 demos=text.jsonl                                   4  (format text)
 pairs=demos.jsonl                                  4  (format alpaca)
 pairs=open.jsonl                                   4  compare responses: alignkit label
-pairs=odd.csv                                      4  --columns prompt=A,chosen=B,rejected=C
+pairs=odd.csv                                      4  --columns prompt=Frage,chosen=a,rejected=b or --columns prompt
+faq.csv                                            4  prompt=Frage,completion=Antwort or --columns prompt=id,A=Fr
 demos=faq.csv --columns prompt=no,completion=id    2  columns: id, Frage, Antwort
 demos=faq.csv --columns prompt=Frage,completion=Antwrot  2  did you mean 'Antwort'?
-demos=faq.csv --columns promt=Frage,completion=Antwort   4  --columns prompt=A,completion
+demos=faq.csv --columns promt=Frage,completion=Antwort   4  --columns prompt=Frage,comp
 demos=faq.csv --columns prompt=Frage,completion=Antwort,x=y  2  no file has a column 'y'
 demos=faq.csv --columns prompt=Frage,completion=Antwort,prompt=id  2  with a new name
 demos=faq.csv --columns prompt                     2  'prompt' is not NAME=COLUMN
-pairs=open.jsonl                                   4  A=ONE,B=OTHER,label="BY ANN"
-prompts.jsonl                                      2  name two answers and their labels
+open.jsonl                                         4  1 comparisons, all tied or without a label help: compare
+ties.csv                                           4  all tied or without a label; labels in label: 3 for 3
+labels=sums.jsonl                                  2  kinds: pairs, good-and-bad
+prompts.jsonl                                      2  name two answers and their label
 --from smoke --base tiny                           2  a recipe is copied unchanged
 """
 

@@ -14,7 +14,7 @@ from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.sources import DataSpec
 from alignkit.recipe.yaml import shipped_folder
-from alignkit_plugins.recipe_tools.init_write import STARTER
+from alignkit_plugins.recipe_tools.init import STARTER
 from alignkit_plugins.recipe_tools.options import SCHEMA
 from tests.rows import Said
 

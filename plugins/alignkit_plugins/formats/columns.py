@@ -113,7 +113,7 @@ _LABEL = re.compile(
     r"|judge?ment|choice|pick|favou?rite)(?![a-z])"
 )
 PEOPLE = re.compile(
-    r"(?i)(?:annotator|labell?er|rater|judge|worker|user|voter|reviewer|evaluator"
+    r"(?i)(?:annotator|labell?er|rater|judge|worker|voter|reviewer|evaluator"
     r"|(?:annotat|labell?|rat|judg|vot|review)ed[ _-]?by)(?:[ _-]?(?:id|name))?"
 )
 NUMBER = re.compile(r"\s*-?\d+(\.\d+)?\s*")

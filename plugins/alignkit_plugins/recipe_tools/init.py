@@ -1,7 +1,11 @@
-"""The command `alignkit init`."""
+"""The command `alignkit init`: a recipe for data, or a copy of a recipe with every file that it
+names.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from shlex import shlex
 from typing import Annotated
@@ -9,9 +13,12 @@ from typing import Annotated
 import typer
 
 from alignkit.contract.commands import Result, argument, option
-from alignkit.errors import refuse
+from alignkit.errors import OutOfResource, refuse
 from alignkit.io.text import is_file
 from alignkit_plugins.command_line.printing import files_written, print_table
+
+STARTER = Path(__file__).with_name("starter") / "recipe.yaml"
+_NAMES = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.\w+")  # names of files
 
 
 def init(
@@ -25,7 +32,8 @@ def init(
             "[KIND=]FILES",
             (
                 "Your data. The format of each file is detected. If it cannot be: "
-                "demos=, pairs= (rankings too), labels=, prompts= or known-answers=FILE."
+                "demos=, pairs= (rankings, labels of two answers), good-and-bad=, prompts= or "
+                "known-answers=FILE."
             ),
         ),
     ] = None,
@@ -51,10 +59,10 @@ def init(
     """Write a recipe that fits your data.
 
     Without data it is a tiny example, or a copy. Each file is recognized by its columns:
-    demonstrations, pairs or rankings, labels, questions with a known answer, prompts. A fifth of
-    the conversations is held out, and the run ends in what was learned about them. Where the
-    columns do not tell, KIND says what a file is, or --columns which are meant. No file is ever
-    replaced.
+    demonstrations, pairs or rankings, good and bad responses, questions with a known answer,
+    prompts. A fifth of the conversations is held out, and the run ends in what was learned about
+    them. Where the columns do not tell, KIND says what a file is, or --columns which are meant. No
+    file is ever replaced.
 
     \b
     Examples:
@@ -67,7 +75,7 @@ def init(
     """
     from alignkit.host.plugins import load_plugins
     from alignkit.recipe.yaml import find_recipe, shipped
-    from alignkit_plugins.recipe_tools.init_write import STARTER, copy_recipe, named, summary, write
+    from alignkit_plugins.recipe_tools.init_write import named, written
 
     if listed:
         rows = [(name, summary(path)) for name, path in shipped().items()]
@@ -78,13 +86,14 @@ def init(
         words, place = [folder, *words], Path()
     load_plugins()
     if words and recipe is None:
-        written, assumed = write(place, base, list(map(named, words)), _named_columns(columns))
+        made, assumed = written(place, base, list(map(named, words)), _named_columns(columns))
     else:
         if words or base or columns:
             help = "leave out data, --base and --columns, and edit the copy"
             refuse("a recipe is copied unchanged", help)
-        written, assumed = copy_recipe(find_recipe(recipe) if recipe else STARTER, place), []
-    return files_written(written, assumed, f"alignkit run {written[0]}")
+        made, assumed = copied(find_recipe(recipe) if recipe else STARTER, place), []
+    write_files(made)
+    return files_written([*made], assumed, f"alignkit run {next(iter(made))}")
 
 
 def _named_columns(text: str) -> dict[str, str]:
@@ -106,3 +115,57 @@ def _named_columns(text: str) -> dict[str, str]:
     if "label_2" not in columns and "label_1" in columns:
         columns["label"] = columns.pop("label_1")
     return columns
+
+
+# Copies of recipes, which can be edited
+
+
+def summary(path: Path) -> str:
+    """What a recipe does: the comment `What:` of its file, up to the first sentence's end."""
+    found = re.search(r"^# What:(.*(?:\n#   .*)*)", path.read_text("utf-8"), re.M)
+    if found is None:
+        return ""
+    words = found[1].replace("\n#", " ").split()
+    return " ".join(words).partition(". ")[0].rstrip(".")
+
+
+def copied(recipe: Path, folder: Path) -> dict[Path, bytes]:
+    """A recipe and the files below its folder that it names, by their new places; the recipe comes
+    first.
+    """
+    from alignkit.host.plugins import plugins
+    from alignkit_plugins.recipe_tools.options import SCHEMA, SCHEMA_LINE, schema_line
+
+    root = recipe.parent
+    files = [recipe, *root.glob("data/LICENSES.md")]
+    for file in files:  # a recipe names others, which name further ones
+        if file.suffix != ".yaml":
+            continue
+        for word in _NAMES.findall(file.read_text("utf-8")):
+            if (root / word).is_file() and root / word not in files:
+                files.append(root / word)
+    line, copies = schema_line(plugins()).encode(), dict[Path, bytes]()
+    for file in files:
+        if file.name != SCHEMA:
+            copy = file.read_bytes().replace(SCHEMA_LINE.encode(), line, 1)
+            copies[folder / file.relative_to(root)] = copy
+    return copies
+
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Write files: all, or none if one would replace another file, with a RecipeError. One with the
+    same contents stays.
+    """
+    for path, contents in files.items():
+        if path.exists() and not (path.is_file() and path.read_bytes() == contents):
+            help = "name another folder: alignkit init FOLDER"
+            refuse(f"already exists, with other contents: {path}", help)
+    try:
+        for path, contents in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.write_bytes(contents)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        text = f"cannot write {path}: {reason}\n  help: name another folder"
+        raise OutOfResource(text) from error

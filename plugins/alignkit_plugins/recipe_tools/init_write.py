@@ -1,6 +1,4 @@
-"""Writes the recipe that answers what the data can answer, with examples that no stage learns from;
-or a copy of a recipe, with every file that it names.
-"""
+"""The recipe that answers what the data can answer, with examples that no stage learns from."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
-from itertools import chain, filterfalse
+from itertools import chain, filterfalse, zip_longest
 from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
@@ -29,7 +27,7 @@ from alignkit.data.group import (
     why_not_demonstration,
     write_groups,
 )
-from alignkit.errors import AlignkitError, DataError, OutOfResource, did_you_mean, refuse
+from alignkit.errors import AlignkitError, DataError, did_you_mean, refuse
 from alignkit.evaluation.held_out import FEW_EXAMPLES
 from alignkit.evaluation.numbers import number_of
 from alignkit.evaluation.split import fraction, opening
@@ -41,15 +39,14 @@ from alignkit.recipe.yaml import dump
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.command_line.words import data_of, read_words
 from alignkit_plugins.formats.column_mappings import ColumnMapping, mappings_of
-from alignkit_plugins.recipe_tools.options import SCHEMA, SCHEMA_LINE, schema_line
+from alignkit_plugins.recipe_tools.options import schema_line
+from alignkit_plugins.report.data_card import contradictions
 from alignkit_plugins.rewards.exact_match import ExactMatch
 from alignkit_plugins.text.rows import turns_text
 from alignkit_plugins.text.shown import counts
 from alignkit_plugins.text.spoken import all_turns
 
 RECIPE = "recipe.yaml"
-STARTER = Path(__file__).with_name("starter") / RECIPE
-_NAMES = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.\w+")  # names of files
 # Shares of the conversations: the first that holds out enough is chosen
 SHARES = (0.2, 0.25, 0.3, 0.35, 0.4)
 LEAST_PAIRS = 200  # half of them teach a reward model something
@@ -62,17 +59,23 @@ GOALS: Mapping[str, Sequence[str]] = {
     "known-answers": ("demos",),
     "prompts": ("pairs", "demos"),
     "pairs": ("demos",),
-    "labels": ("demos",),
+    "good-and-bad": ("demos",),
     "demos": (),
 }
 COMMAND = "alignkit init"
-TWO_ANSWERS = 'prompt=P,A=ONE,B=OTHER,label="BY ANN",label="BY TOM"'  # As --columns names them
+TWO_ANSWERS = ("prompt", "A", "B", "label")  # As --columns names them
 MOST_ROWS = 100_000  # rows that show what a file holds
-# With a unit, which must be the known one if there is one
-LAST = NUMBER + r"(?:[^\S\n]?(?:[%°][CF]?|[^\W\d_]{1,20}(?:/[^\W\d_]{1,9})?))?"
+# With a unit, which must be the known one if there is one; words that often follow a number are none
+LAST = NUMBER + (
+    r"(?:[^\S\n]?(?:[%°][CF]?|(?!(?:and|as|at|because|but|by|for|from|in|is|it|of|on|or|so|to|with)\b)"
+    r"[^\W\d_]{1,20}(?:/[^\W\d_]{1,9})?))?"
+)
+NUMBERS = 0.9  # share of the known answers that makes all be read as numbers
 ASKED = 8  # questions that the base model answers
 LARGE = 3 * 2**30  # bytes of weights that do not answer them in about a minute
 ANSWER = "answer"  # the column in which rewards look for a known answer
+# Of a template that leaves out questions without one
+ANSWERED = {"prompt": "{{ prompt }}", ANSWER: "{{ answer }}", "required": "{{ answer }}"}
 _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")  # LaTeX's commands are none
 
 
@@ -88,7 +91,7 @@ class Kind:
     """
 
     words: str
-    columns: str
+    columns: Sequence[str]
     holds: Callable[[Group], Any]
     is_explicit: Callable[[Group], Any] = bool
 
@@ -118,27 +121,27 @@ def _is_checkable(row: Group) -> bool:
 KINDS: Mapping[str, Kind] = {  # a file's is the first of those that most of its rows are
     "pairs": Kind(
         "pairs of a better and a worse response",
-        f"prompt=A,chosen=B,rejected=C, or {TWO_ANSWERS}",
+        ("prompt", "chosen", "rejected"),
         resolved_pairs,
     ),
-    "labels": Kind(
-        "responses with a label, good or bad", "prompt=A,completion=B,label=C", _is_labeled
+    "good-and-bad": Kind(
+        "good and bad responses, as a label says", ("prompt", "completion", "label"), _is_labeled
     ),
     "known-answers": Kind(
         "questions with a known answer",
-        "prompt=A,answer=B",
+        ("prompt", ANSWER),
         _has_answer,
         _is_checkable,
     ),
     "demos": Kind(
         "prompts with one good response each",
-        "prompt=A,completion=B",
+        ("prompt", "completion"),
         lambda row: not why_not_demonstration(row),
         lambda row: _in_words(all_turns(row.responses[0])),
     ),
     "prompts": Kind(
         "prompts without responses",
-        "prompt=A",
+        ("prompt",),
         lambda row: row.prompt and not row.responses,
         lambda row: not _is_checkable(row),
     ),
@@ -227,27 +230,14 @@ class DataFile:
         """Whether there are examples on both sides."""
         return 0 < len(self.part(0, share)) < len(self.examples)
 
-    @property
-    def whole(self) -> Any:
-        """A data entry of all its rows."""
-        keys = {key: value for key, value in self.keys.items() if key != "limit"}
-        return replace(self, keys=keys)._entry(str(self.file))
-
-    def entry(self, *share: float) -> Any:
-        """A data entry of a recipe that reads the examples in a share."""
-        return self._entry(self.path, *share)
-
-    def _entry(self, path: str, *share: float) -> Any:
-        keys: dict[str, Any] = {"path": path}
-        if share:
-            keys["part"] = list(share)
-        keys |= self.keys
-        entry: Any = keys
-        if len(keys) == 1:
-            entry = path
-        if self.named:
-            return {self.format: entry}
-        return entry
+    def entry(self, *share: float, **others: Any) -> Any:
+        """A data entry of a recipe that reads the examples in a share. others: keys with other
+        values; None: without one.
+        """
+        keys = {"path": self.path, "part": list(share), **self.keys, **others}
+        keys = {key: value for key, value in keys.items() if value not in ([], None)}
+        entry = keys if len(keys) > 1 else keys["path"]
+        return {self.format: entry} if self.named else entry
 
 
 def _reader(entry: Any) -> SourceReader:
@@ -262,6 +252,28 @@ def first_row(path: Path) -> Mapping[str, Any]:
     if isinstance(row, Mapping):
         return row
     return {}
+
+
+def columns_help(kind: str, row: Mapping[str, Any]) -> str:
+    """How `--columns` says what a file's columns are, with those of its longest texts as an
+    example. A label is shorter. kind: empty: any.
+    """
+    longest, examples = sorted(row, key=lambda name: -len(str(row[name]))), list[str]()
+    ways = [KINDS[kind or "demos"].columns]
+    if kind in ("", "pairs"):
+        ways.append(TWO_ANSWERS)
+    for names in ways:
+        texts = len(names) - ("label" in names)
+        columns = [*sorted(longest[:texts], key=[*row].index), *longest[texts:]]
+        words = list[str]()
+        for name, column in zip_longest(names, columns[: len(names)], fillvalue="COLUMN"):
+            words.append(f'{name}="{column}"' if "," in column else f"{name}={column}")
+        examples.append(f"--columns {quote(','.join(words))}")
+    return f"say which columns are meant, as in {' or '.join(examples)}"
+
+
+class Undecided(DataError):
+    """A file has answers to compare, of which none is better."""
 
 
 def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> DataFile:
@@ -279,12 +291,13 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
     found: list[DataFile] = []
     problems: list[DataError] = []
     for mapping in mappings:
+        keys = {"columns": dict(mapping.columns)} if mapping.columns else {}
         try:
-            found.append(_read(path, name, kind, mapping))
+            found.append(_read(path, name, kind, "" if keys else mapping.format, keys))
+        except Undecided:
+            raise
         except UnknownFormat as error:
-            names = KINDS[kind or "demos"].columns + f", or {TWO_ANSWERS}" * (not kind)
-            help = f"say which columns are meant: --columns {names}"
-            problems.append(DataError(f"{error}\nhelp: {help}"))
+            problems.append(DataError(f"{error}\nhelp: {columns_help(kind, row)}"))
         except DataError as error:
             problems.append(error)
         if found and (kind or found[-1].kind != "prompts"):
@@ -294,41 +307,47 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
     return found[0]
 
 
-def _read(path: Path, name: str, kind: str, mapping: ColumnMapping) -> DataFile:
-    """A file, read in one way. Raises DataError like `recognize`."""
-    keys = dict[str, Any]()
-    if mapping.columns:
-        keys["columns"] = dict(mapping.columns)
-    named = bool(mapping.format and not mapping.columns)
+def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -> DataFile:
+    """A file, read in one way. format: empty: the recognized one. keys: others of the data entry.
+    Raises DataError like `recognize`.
+    """
     entry = {"path": str(path), **keys, "limit": MOST_ROWS, "on_bad_row": "skip"}
-    loaded = RunData(Path).read(data_of({mapping.format: entry} if named else entry, COMMAND))
-    format = loaded.sources[0].format
-    rows = {word: list(filter(one.holds, loaded.groups)) for word, one in KINDS.items()}
-    if len({row.responses[0].label for row in rows["labels"]}) < 2:
-        rows["labels"] = []  # good ones are demonstrations
+    loaded = RunData(Path).read(data_of({format: entry} if format else entry, COMMAND))
+    (source,), groups = loaded.sources, loaded.groups
+    rows = {word: list(filter(one.holds, groups)) for word, one in KINDS.items()}
+    if len({row.responses[0].label for row in rows["good-and-bad"]}) < 2:
+        rows["good-and-bad"] = []  # good ones are demonstrations
     counts = {word: len(list(filter(one.is_explicit, rows[word]))) for word, one in KINDS.items()}
     most = max(counts, key=counts.__getitem__)
     kind = kind or most
     if not rows[kind]:
-        expected, holds = KINDS[kind], KINDS[most].words
-        help = "leave out the kind, and it is read as these"
+        holds, help = KINDS[most].words, "leave out the kind, and it is read as these"
         if not counts[most]:
             holds, help = "none", f"compare responses: alignkit label {quote(str(path))}"
-        text = f"{path}: expected {expected.words}, but the file holds {holds} (format {format})"
-        columns = f"or say which columns are meant: --columns {expected.columns}"
-        raise DataError(f"{text}\nhelp: {help}, {columns}")
+        text = (
+            f"{path}: expected {KINDS[kind].words}, but the file holds {holds} (format "
+            f"{source.format})"
+        )
+        compared = sum(len(row.responses) > 1 for row in groups)
+        if compared and not counts[most]:
+            each = [f"{text}: {compared:,} comparisons, all tied or without a label", *source.notes]
+            raise Undecided(f"{'; '.join(each)}\nhelp: {help}")
+        raise DataError(f"{text}\nhelp: {help}, or {columns_help(kind, first_row(path))}")
+    full = all(map(_has_answer, groups))
+    if kind == "known-answers" and not full and source.format == "prompt_only":
+        return _read(path, name, kind, "template", {**keys, **ANSWERED})
     bad = [*map(str, loaded.skipped)]
     if kind == "demos":
-        for row in loaded.groups:
+        for row in groups:
             if why := why_not_demonstration(row):
                 bad.append(f"{row.origin}: the row {why}")
-    if loaded.sources[0].rows >= MOST_ROWS:
+    if source.rows >= MOST_ROWS:
         keys["limit"] = MOST_ROWS
     if bad:
         keys["on_bad_row"] = "skip"
     bad = [text.removeprefix(f"{path.resolve().parent}/") for text in bad]
-    notes = loaded.sources[0].notes
-    return DataFile(path, name, kind, keys, format, named, loaded.groups, bad, notes)
+    notes = [*source.notes, *contradictions(groups)]
+    return DataFile(path, name, kind, keys, source.format, bool(format), groups, bad, notes)
 
 
 # What a recipe does with them
@@ -437,7 +456,8 @@ def read_best(plan: Plan, base: str | None) -> Plan:
         raise DataError(f"{text}\nhelp: fill them in, or leave these rows out")
     ExactMatch(ExactMatch.Options.model_validate({})).check_prompts(rows)
     known = [str(row.meta[ANSWER]) for row in rows]
-    numbers = all(map(is_number, known))
+    odd = [row for row, text in zip(rows, known, strict=True) if not is_number(text)]
+    numbers = len(odd) <= (1 - NUMBERS) * len(rows)
     formulas = (numbers or "\\" in "".join(known)) and find_spec("math_verify")
     ways: dict[str, Any] = {"as a whole": "exact_match"}  # the strictest first
     if numbers:
@@ -447,20 +467,26 @@ def read_best(plan: Plan, base: str | None) -> Plan:
     ways["in a sentence"] = {"exact_match": {"within": True}}
     by_form = "by their last number" if numbers else [*ways][-2 if formulas else -1]
     answered = _answered(base, asked[:ASKED])
+    text = f"{by_form}, by the form of the known ones; "
     if not answered:
-        text = f"{by_form}, by the form of the known ones; a --base that is here would be asked"
-        return replace(plan, reward=flow(ways[by_form]), reading=text)
-    right = {name: _right(way, answered) for name, way in ways.items()}
-    best = max(right, key=lambda name: right[name][0] - right[name][1])
-    found = ", ".join(f"{count} {name}" for name, (count, _) in right.items())
-    of = (
-        f"of {len(answered)} answers of the base model to {'held-out ' * bool(plan.share)}questions"
-    )
-    text = f"{best}; right {of}: {found}"
-    if not right[best][0]:
-        best = by_form
-        text = f"{best}, by the form of the known ones; none {of} was right in any way: {found}"
-    return replace(plan, reward=flow(ways[best]), reading=text)
+        text += "a --base that is here would be asked"
+    else:
+        right = {name: _right(way, answered) for name, way in ways.items()}
+        best = max(right, key=lambda name: right[name][0] - right[name][1])
+        found = ", ".join(f"{count} {name}" for name, (count, _) in right.items())
+        held_out = "held-out " * bool(plan.share)
+        of = f"of {len(answered)} answers of the base model to {held_out}questions"
+        if right[best][0]:
+            by_form, text = best, f"{best}; right {of}: {found}"
+        else:
+            text += f"none {of} was right in any way: {found}"
+    if numbers and odd:
+        text += (
+            f"; {len(odd)} of {len(rows)} known answers are no numbers, such as "
+            f"{odd[0].meta[ANSWER]!r:.40} ({str(odd[0].origin).rpartition('/')[2]}), where only the "
+            "same words are right: correct these rows, or leave them out"
+        )
+    return replace(plan, reward=flow(ways[by_form]), reading=text)
 
 
 def _right(way: Any, answered: Sequence[Group]) -> tuple[int, int]:
@@ -515,7 +541,7 @@ def planned(files: Sequence[DataFile]) -> Plan:
     if goal == "prompts" and "pairs" not in kinds:
         help = (
             "add a file of pairs, write known-answers=FILE if a column has the right answer, or name "
-            f"two answers and their labels: --columns {TWO_ANSWERS}"
+            "two answers and their label: --columns prompt=COLUMN,A=COLUMN,B=COLUMN,label=COLUMN"
         )
         refuse("prompts need pairs: without a reward, nothing can be learned on prompts", help)
     if others := kinds - {goal, *GOALS[goal]}:
@@ -525,14 +551,16 @@ def planned(files: Sequence[DataFile]) -> Plan:
         )
     plan, weights = Plan(goal, files), list[int]()
     for file in files:
-        times = {"pairs": 2, "labels": 2}.get(file.kind, 0)  # two responses, or answers to sample
+        times = {"pairs": 2, "good-and-bad": 2}.get(
+            file.kind, 0
+        )  # two responses, or answers to sample
         weights.append(1 if file in plan.taught else times)
     sampling = 2 * (goal in ("known-answers", "prompts"))
     most = TOKENS * CHARACTERS / (sum(weights) + sampling)
     limited = list[DataFile]()
     for file, weight in zip(files, weights, strict=True):
         limited.append(file.limited(most * weight) if weight else file)
-    keys = keys_of_split(_reader(file.whole) for file in limited)
+    keys = keys_of_split(_reader(file.entry(path=str(file.file), limit=None)) for file in limited)
     limited = [replace(file, split=keys) for file in limited]
     judging = [file for file in limited if file.kind == goal]
     for share in SHARES:
@@ -551,20 +579,20 @@ def named(word: str) -> tuple[str, Path]:
     return (kind, Path(file)) if equals and kind in KINDS else ("", Path(word))
 
 
-def write(
+def written(
     folder: Path, base: str | None, given: Sequence[tuple[str, Path]], columns: Mapping[str, str]
-) -> tuple[list[Path], list[str]]:
-    """Write a recipe for data. Returns the file, and in lines what was assumed.
+) -> tuple[dict[Path, bytes], list[str]]:
+    """A recipe for data, by its place, and in lines what was assumed.
 
     base: None: a small model. given: files, each with the kind that it is said to be of, or "".
     columns: of any of the files, by the names that a format expects. Raises RecipeError or
-    DataError if nothing can be made of the data, or if a file is in the way.
+    DataError if nothing can be made of the data.
     """
     have, files = list[str](), list[DataFile]()
     for _, path in given:
         if not is_file(path):
             kind, equals, _ = str(path).partition("=")
-            refuse(f"no such file: {path}", did_you_mean(kind, KINDS) if equals else "")
+            refuse(f"no such file: {path}", did_you_mean(kind, KINDS, "kinds") if equals else "")
         have += first_row(path)
     for name, column in columns.items():
         if column not in have:
@@ -593,58 +621,4 @@ def write(
         base=base and flow(base),
         plan=plan,
     )
-    return write_files({folder / RECIPE: recipe.encode()}), assumed
-
-
-# Copies of recipes, which can be edited
-
-
-def summary(path: Path) -> str:
-    """What a recipe does: the comment `What:` of its file, up to the first sentence's end."""
-    found = re.search(r"^# What:(.*(?:\n#   .*)*)", path.read_text("utf-8"), re.M)
-    if found is None:
-        return ""
-    words = found[1].replace("\n#", " ").split()
-    return " ".join(words).partition(". ")[0].rstrip(".")
-
-
-def copy_recipe(recipe: Path, folder: Path) -> list[Path]:
-    """Copy a recipe and the files below its folder that it names; return the copies, the recipe
-    first.
-
-    Raises RecipeError if a file with other contents is in the way; nothing is written then.
-    """
-    root = recipe.parent
-    files = [recipe, *root.glob("data/LICENSES.md")]
-    for file in files:  # a recipe names others, which name further ones
-        if file.suffix != ".yaml":
-            continue
-        for word in _NAMES.findall(file.read_text("utf-8")):
-            if (root / word).is_file() and root / word not in files:
-                files.append(root / word)
-    line, copies = schema_line(plugins()).encode(), dict[Path, bytes]()
-    for file in files:
-        if file.name != SCHEMA:
-            copy = file.read_bytes().replace(SCHEMA_LINE.encode(), line, 1)
-            copies[folder / file.relative_to(root)] = copy
-    return write_files(copies)
-
-
-def write_files(files: Mapping[Path, bytes]) -> list[Path]:
-    """Write files: all, or none if one would replace another file. One with the same contents
-    stays.
-    """
-    for path, contents in files.items():
-        if path.exists() and not (path.is_file() and path.read_bytes() == contents):
-            help = "name another folder: alignkit init FOLDER"
-            refuse(f"already exists, with other contents: {path}", help)
-    try:
-        for path, contents in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                path.write_bytes(contents)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        text = f"cannot write {path}: {reason}\n  help: name another folder"
-        raise OutOfResource(text) from error
-    return list(files)
+    return {folder / RECIPE: recipe.encode()}, assumed

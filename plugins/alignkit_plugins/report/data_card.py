@@ -12,6 +12,7 @@ from typing import Any
 from alignkit.contract.report import Table
 from alignkit.data.group import Group, resolved_pairs
 from alignkit.evaluation.answers import normalized
+from alignkit.evaluation.numbers import number_of
 from alignkit.recipe.sources import Loaded
 from alignkit_plugins.text.readable import percentage, short
 from alignkit_plugins.text.rows import turns_of_response, turns_text
@@ -44,19 +45,33 @@ def describe(loaded: Loaded) -> list[str]:
 
 
 def contradictions(groups: Iterable[Group]) -> list[str]:
-    """A warning if rows have the same prompt, and chosen and rejected exchanged."""
-    first, found = dict[tuple[str, ...], int](), list[str]()
+    """A warning if rows have the same prompt, and chosen and rejected exchanged; and one if their
+    known answers differ.
+    """
+    first, pairs, answers = dict[Any, int](), list[str](), list[str]()
     for group in groups:
         texts = [normalized(turns_text(turns_of_response(one))) for one in group.responses]
         prompt, row = normalized(turns_text(group.prompt)), group.origin.row if group.origin else 0
         for pair in resolved_pairs(group):
             better, worse = texts[pair.better], texts[pair.worse]
             if better != worse and (prompt, worse, better) in first:
-                found.append(f"{first[prompt, worse, better]} and {row}")
+                pairs.append(f"{first[prompt, worse, better]} and {row}")
             first.setdefault((prompt, better, worse), row)
-    places = ", ".join(found[:3])
-    text = f"warning: {len(found):,} with the same prompt and the opposite preference: row {places}"
-    return [text] if found else []
+        if known := str(group.meta.get("answer", "")):
+            known, before = (
+                str(number_of(known) or normalized(known)),
+                first.setdefault(prompt, row),
+            )
+            if first.setdefault((prompt, known), row) == row != before:
+                answers.append(f"{before} and {row}")
+    lines = list[str]()
+    for found, text in (
+        (pairs, "the same prompt and the opposite preference"),
+        (answers, "the same question and another known answer, where each row keeps its own"),
+    ):
+        if found:
+            lines.append(f"warning: {len(found):,} with {text}: row {', '.join(found[:3])}")
+    return lines
 
 
 def _by_source(loaded: Loaded, groups: Iterable[Group]) -> list[list[Group]]:
