@@ -33,14 +33,6 @@ def prompt_key(group: Group, words: Callable[[str], str] = str.strip) -> str:
     return sha256_of(turns or [text_of(response, str.strip) for response in group.responses])
 
 
-def _unit(group: Group) -> str:
-    """What must not be cut: the prompt, or what the row has in the column of its source's
-    `group`.
-    """
-    shared = held_together(group)
-    return prompt_key(group) if shared is None else sha256_of(["group", *shared])
-
-
 def held_together(group: Group) -> tuple[str, Any] | None:
     """The column of its source's `group`, if that names one, and what the row has there. Raises
     DataError if it has nothing there.
@@ -119,10 +111,12 @@ def connected(shares: Iterable[Iterable[Any]]) -> list[int]:
 
 
 def opening(group: Group) -> str:
-    """What all turns and answers of a conversation share, in any file: what the user says first, or
-    what the row asks (`Format.asks`); see `_unit`.
+    """What all turns and answers of a conversation share, in any file, and what must not be cut:
+    what the user says first, or what the row asks (`Format.asks`); or what the row has in the
+    column of its source's `group`.
     """
-    return _unit(group) if group.origin and group.origin.group else _first_words(group)
+    shared = held_together(group)
+    return _first_words(group) if shared is None else sha256_of(["group", *shared])
 
 
 def openings(group: Group) -> set[str]:

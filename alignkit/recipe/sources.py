@@ -8,7 +8,6 @@ group (`alignkit.contract.formats`). All faults are reported together as `file:r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
@@ -350,9 +349,9 @@ class SourceReader:
         return keys_of_split([SourceReader(whole, self.formats, self.stage_data, self.commit)])
 
     def numbered_rows(self) -> NumberedRows:
-        """Numbered rows; a row that cannot be parsed is a `BadRow`."""
+        """Numbered rows, as their format makes them; a row that cannot be parsed is a `BadRow`."""
         table = registration_of(self.source.path) is not None
-        rows = ((number, without_fills(row, table)) for number, row in self._stored_rows())
+        rows = ((number, without_fills(row, table)) for number, row in self.stored_rows())
         try:
             return self._recognized(rows) if self.format is None else self.format.rows(rows)
         except BadRow as error:
@@ -361,19 +360,19 @@ class SourceReader:
     def _recognized(self, rows: NumberedRows) -> NumberedRows:
         """The rows, as the format makes them that the first one has."""
         for number, row in rows:
-            matching = list[str]()
-            with suppress(BadRow):
+            try:
                 renamed = with_renamed_columns(raise_if_bad(row), self.source.columns)
-                matching = self._matching(renamed)
-            if len(matching) != 1:
+            except BadRow:
                 yield number, row
             else:
-                yield from self._choose(matching, row).rows(chain([(number, row)], rows))
+                format = self._choose(self._matching(renamed), renamed)
+                yield from format.rows(chain([(number, row)], rows))
 
     def _matching(self, row: Any) -> list[str]:
         return [name for name, cls in self.formats.items() if matches(cls, row)]
 
-    def _stored_rows(self) -> NumberedRows:
+    def stored_rows(self) -> NumberedRows:
+        """Numbered rows as the file has them."""
         path = self.source.path
         if self.source.stage:
             path = self.stage_data(self.source.stage)
@@ -430,7 +429,8 @@ class SourceReader:
     def _groups_of(self, number: int, raw: Any) -> list[Group]:
         """The checked groups of a row, with ids and the source's meta. Raises BadRow."""
         row = with_renamed_columns(raise_if_bad(raw), self.source.columns)
-        format = self.format or self._choose(self._matching(row), row)
+        format = self.format
+        assert format is not None  # the first row that can be read has chosen it
         skip = self.source.on_bad_row == "skip"
         origin = Origin(self.source.name, number, skip, self.place, self.source.group)
         try:

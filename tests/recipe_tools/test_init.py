@@ -632,7 +632,7 @@ def test_labels_of_several_people_make_pairs(header: str, printed: Said) -> None
     assert f"rated.csv: {note}" in said and "3 conversations, 3 pairs (labeled_pairs)" in said
     assert said.count("1 pairs with contradicting labels: 0 by majority, 1 left out\n") == 1
     keys = (
-        "{prompt: Frage, A: eins, B: zwei, label_1: von Ann, label_2: 'von Tom, 9b'}"
+        "{prompt: Frage, A: eins, B: zwei, label: von Ann, label_2: 'von Tom, 9b'}"
         if words
         else "{}"
     )

@@ -19,6 +19,7 @@ turn without an answer is left out. `meta["speakers"]` holds the speakers' names
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -77,9 +78,8 @@ class Text(ColumnFormat):
         return Group((), (Response(text=self.text(row, "text")),), meta=self.rest(row, "text"))
 
     def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> NumberedRows:
-        if self.options.paragraphs:
-            return paragraphs(lines)
-        return joined(paragraphs(lines))
+        pieces = paragraphs(lines, MAX_CHARS)
+        return pieces if self.options.paragraphs else joined(pieces)
 
     def rows_of_folder(self, folder: Path) -> NumberedRows:
         if self.options.paragraphs:
@@ -140,15 +140,20 @@ def _text_of_page(content: Any, kind: str) -> str:
     return trafilatura.extract(content, output_format="markdown", include_comments=False) or ""
 
 
-def paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[Piece]:
-    """Paragraphs between blank lines; those above MAX_CHARS characters are cut between lines, or
+def paragraphs(lines: Iterable[Piece], most: int) -> Iterator[Piece]:
+    """Paragraphs between blank lines; those above `most` characters are cut between lines, or
     between words.
     """
     start, held = 0, ""
     for number, whole in lines:
-        for line in _parts(whole):
+        parts = [whole]
+        if len(whole) > 2 * most:
+            parts = textwrap.wrap(
+                whole, most, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False
+            )
+        for line in parts or [""]:
             is_blank = not line.strip()
-            if held and (is_blank or len(held) + len(line) >= MAX_CHARS):
+            if held and (is_blank or len(held) + len(line) >= most):
                 yield start, held
                 held = ""
             if held and not is_blank:
@@ -157,15 +162,6 @@ def paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[Piece]:
                 start, held = number, line
     if held:
         yield start, held
-
-
-def _parts(line: str) -> list[str]:
-    if len(line) <= 2 * MAX_CHARS:
-        return [line]
-    cut = textwrap.wrap(
-        line, MAX_CHARS, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False
-    )
-    return cut or [""]
 
 
 def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -207,33 +203,22 @@ def find_dialogues(text: str, *, min_paragraphs: int = 6) -> list[Dialogue]:
     """
     if min_paragraphs < 2:
         raise ValueError(f"min_paragraphs must be at least 2, not {min_paragraphs}")
-    paragraphs = list(_paragraphs(text))
-    prefixes = [_prefixes(paragraph) for _, paragraph in paragraphs]
+    lines = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
+    found = [(line, piece.lstrip()) for line, piece in paragraphs(lines, sys.maxsize)]
+    prefixes = [_prefixes(paragraph) for _, paragraph in found]
     dialogues: list[Dialogue] = []
     start = 0
-    while start + min_paragraphs <= len(paragraphs):
+    while start + min_paragraphs <= len(found):
         length, speakers = _run(prefixes[start:])
         if length < min_paragraphs:
             start += 1
             continue
         turns = []
-        for number, (_, paragraph) in enumerate(paragraphs[start : start + length]):
+        for number, (_, paragraph) in enumerate(found[start : start + length]):
             turns.append(paragraph[len(speakers[number % 2]) :].strip())
-        dialogues.append(Dialogue(start, paragraphs[start][0], speakers, tuple(turns)))
+        dialogues.append(Dialogue(start, found[start][0], speakers, tuple(turns)))
         start += length
     return dialogues
-
-
-def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
-    """Each paragraph with the number of its first line."""
-    start, lines = 0, list[str]()
-    for number, line in enumerate([*text.replace("\r\n", "\n").split("\n"), ""], 1):
-        if line.strip():
-            start = start if lines else number
-            lines.append(line)
-        elif lines:
-            yield start, "\n".join(lines).lstrip()
-            lines = []
 
 
 def _prefixes(paragraph: str) -> set[str]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from alignkit import BadRow, Group, Message, Pair, Response
@@ -162,11 +164,9 @@ def transcript_turns(transcript: Any, name: str) -> list[Message]:
 def merged(tagged: list[Message]) -> list[Message]:
     """Join consecutive turns of the same speaker."""
     joined: list[Message] = []
-    for turn in tagged:
-        content = turn["content"]
-        if joined and joined[-1]["role"] == turn["role"]:
-            content = f"{joined.pop()['content']}\n\n{content}".strip()
-        joined.append(Message(role=turn["role"], content=content))
+    for role, turns in groupby(tagged, key=itemgetter("role")):
+        words = filter(None, map(itemgetter("content"), turns))
+        joined.append(Message(role=role, content="\n\n".join(words)))
     return joined
 
 

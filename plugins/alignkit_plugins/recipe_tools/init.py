@@ -97,8 +97,8 @@ def init(
 
 
 def _named_columns(text: str) -> dict[str, str]:
-    """Column names by the names that a format expects, from `prompt=question,label="by Ann"`. More
-    than one label are `label_1`, `label_2` and so on.
+    """Column names by the names that a format expects, from `prompt=question,label="by Ann"`. Further
+    labels are `label_2`, `label_3` and so on.
     """
     words = shlex(text, posix=True)
     words.whitespace, words.whitespace_split = ",", True
@@ -106,14 +106,12 @@ def _named_columns(text: str) -> dict[str, str]:
     columns: dict[str, str] = {}
     for part in words:
         name, _, column = part.partition("=")
-        if name == "label":
+        if name == "label" and name in columns:
             name = f"label_{1 + sum(each.startswith(name) for each in columns)}"
         if not name or not column or name in columns:
             help = 'as in prompt=question,completion=answer; a name with a comma stands in ""'
             refuse(f"--columns: '{part}' is not NAME=COLUMN with a new name", help)
         columns[name] = column
-    if "label_2" not in columns and "label_1" in columns:
-        columns["label"] = columns.pop("label_1")
     return columns
 
 

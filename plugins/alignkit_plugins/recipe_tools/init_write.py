@@ -74,7 +74,7 @@ NUMBERS = 0.9  # share of the known answers that makes all be read as numbers
 ASKED = 8  # questions that the base model answers
 LARGE = 3 * 2**30  # bytes of weights that do not answer them in about a minute
 ANSWER = "answer"  # the column in which rewards look for a known answer
-# Of a template that leaves out questions without one
+# A template that leaves out questions without one
 ANSWERED = {"prompt": "{{ prompt }}", ANSWER: "{{ answer }}", "required": "{{ answer }}"}
 _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")  # LaTeX's commands are none
 
@@ -248,7 +248,7 @@ def _reader(entry: Any) -> SourceReader:
 
 def first_row(path: Path) -> Mapping[str, Any]:
     """The first row of a file; empty if it is no table."""
-    row = next((row for _, row in _reader(str(path)).numbered_rows()), None)
+    row = next((row for _, row in _reader(str(path)).stored_rows()), None)
     if isinstance(row, Mapping):
         return row
     return {}

@@ -19,6 +19,8 @@ from alignkit_plugins.text.rows import turns_of_response, turns_text
 from alignkit_plugins.text.shown import counts, readable_turns, shortened
 
 TURNS = 3  # a sample row shows this many of a prompt, and of what follows it
+OPPOSITE = "the same prompt and the opposite preference"
+OTHER = "the same question and another known answer, where each row keeps its own"
 LENGTHS = {"prompt_characters": "prompts", "response_characters": "responses"}
 
 
@@ -48,29 +50,25 @@ def contradictions(groups: Iterable[Group]) -> list[str]:
     """A warning if rows have the same prompt, and chosen and rejected exchanged; and one if their
     known answers differ.
     """
-    first, pairs, answers = dict[Any, int](), list[str](), list[str]()
+    first, found = dict[Any, tuple[str, int]](), {text: list[str]() for text in (OPPOSITE, OTHER)}
     for group in groups:
         texts = [normalized(turns_text(turns_of_response(one))) for one in group.responses]
         prompt, row = normalized(turns_text(group.prompt)), group.origin.row if group.origin else 0
+        claims = list[tuple[str, Any, str]]()
         for pair in resolved_pairs(group):
             better, worse = texts[pair.better], texts[pair.worse]
-            if better != worse and (prompt, worse, better) in first:
-                pairs.append(f"{first[prompt, worse, better]} and {row}")
-            first.setdefault((prompt, better, worse), row)
+            if better != worse:
+                claims.append((OPPOSITE, (prompt, frozenset([better, worse])), better))
         if known := str(group.meta.get("answer", "")):
-            known, before = (
-                str(number_of(known) or normalized(known)),
-                first.setdefault(prompt, row),
-            )
-            if first.setdefault((prompt, known), row) == row != before:
-                answers.append(f"{before} and {row}")
+            claims.append((OTHER, prompt, str(number_of(known) or normalized(known))))
+        for text, question, claim in claims:
+            before, place = first.setdefault(question, (claim, row))
+            if before != claim:
+                found[text].append(f"{place} and {row}")
     lines = list[str]()
-    for found, text in (
-        (pairs, "the same prompt and the opposite preference"),
-        (answers, "the same question and another known answer, where each row keeps its own"),
-    ):
-        if found:
-            lines.append(f"warning: {len(found):,} with {text}: row {', '.join(found[:3])}")
+    for text, rows in found.items():
+        if rows:
+            lines.append(f"warning: {len(rows):,} with {text}: row {', '.join(rows[:3])}")
     return lines
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import math
 import tempfile
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,8 +20,9 @@ from pydantic import ConfigDict
 
 from alignkit import DataError, Group, Message, Needs, RunFailed
 from alignkit.contract.algorithm import ExternalTrainer
-from alignkit.data.group import assistant_turn, preview, resolved_pairs
+from alignkit.data.group import preview
 from alignkit.errors import did_you_mean
+from alignkit_plugins.formats.layouts import LAYOUTS
 from alignkit_plugins.text.rows import calls_of
 
 if TYPE_CHECKING:
@@ -181,32 +183,22 @@ def pair_rows(stage: Any) -> list[Row]:
 
 
 def pairs(group: Group) -> list[Row]:
-    """A row for each pair in its likelier order, without undecided ones: TRL has no soft labels."""
-    rows = []
-    for pair in resolved_pairs(group):
-        if pair.p == 0.5:
-            continue
-        better, worse = (pair.better, pair.worse) if pair.p > 0.5 else (pair.worse, pair.better)
-        prompt = list(map(_turn, group.prompt))
-        chosen, rejected = _completion(group, better), _completion(group, worse)
-        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
-    return rows
-
-
-def _completion(group: Group, place: int) -> list[dict[str, str]]:
-    """A response as TRL's completion. Raises DataError for several turns, because TRL would learn
-    the user's, too.
+    """A row for each pair in its likelier order, without undecided ones: TRL has no soft labels.
+    Raises DataError for several turns, because TRL would learn the user's, too.
     """
-    response = group.responses[place]
-    turns = response.messages or (assistant_turn(response.text),)
-    if len(turns) > 1:
-        raise DataError(
-            f"trl: a response to {preview(group)} has several turns, and TRL would learn the "
-            "user's, too"
-        )
-    if group.tools or any(map(calls_of, (*group.prompt, *turns))):
-        raise DataError(f"trl: {preview(group)} has tools, which TRL would not get")
-    return list(map(_turn, turns))
+    rows = []
+    for row in LAYOUTS["preference"].rows(group):
+        prompt, answers = row["prompt"], (row["chosen"], row["rejected"])
+        if any(len(turns) > 1 for turns in answers):
+            raise DataError(
+                f"trl: a response to {preview(group)} has several turns, and TRL would learn the "
+                "user's, too"
+            )
+        if group.tools or any(map(calls_of, chain(prompt, *answers))):
+            raise DataError(f"trl: {preview(group)} has tools, which TRL would not get")
+        chosen, rejected = ([*map(_turn, turns)] for turns in answers)
+        rows.append({"prompt": [*map(_turn, prompt)], "chosen": chosen, "rejected": rejected})
+    return rows
 
 
 def _turn(message: Message) -> dict[str, str]:
