@@ -146,18 +146,20 @@ class LabeledPairs(ColumnFormat):
 
     def rows(self, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         """The rows as they are; of people's own, all votes about two answers are counted before."""
-        head, row = list[tuple[int, Any]](), dict[str, Any]()
-        while not row and (numbered := next(rows, None)):
+        head, layout = list[tuple[int, Any]](), None
+        while layout is None and (numbered := next(rows, None)):
             head.append(numbered)
-            row = self._named(numbered[1])
-        layout = layout_of(row)
+            layout = layout_of(self._named(numbered[1]))
         if layout and not layout.labels:
             head += rows
-            named = [self._named(raw) for _, raw in head]
-            for each in reversed(named):  # the first may lack a label, or have a number for it
-                words = {name: value for name, value in each.items() if is_word(value)}
-                row = {**each, **row, **words}
-            self._count(named, own_layout(row) or layout)
+            named, shown = [self._named(raw) for _, raw in head], dict[str, Any]()
+            for row in named:  # the first may lack a label, or have a number for it
+                shown |= {
+                    key: row[key]
+                    for key in row
+                    if key not in shown or is_word(row[key]) > is_word(shown[key])
+                }
+            self._count(named, own_layout(shown) or layout)
         return chain(head, rows)
 
     def groups(self, row: Any) -> Iterable[Group]:
@@ -263,17 +265,17 @@ class LabeledPairs(ColumnFormat):
         units = [*self.votes.values()]
         names = [self.renamed.get(name, name) for name in layout.label]
         text = f"labels in {', '.join(names)}: {sum(map(len, units)):,} for {len(units):,} pairs"
-        # Whether each contradiction is left out
-        split = [_majority(unit) is None for unit in units if len({*unit.values(), None}) > 2]
-        if left := [*map(_majority, units)].count(None) - sum(split):
+        ends = Counter((len({*unit.values(), None}) > 2, _majority(unit) is None) for unit in units)
+        split = ends[True, False], ends[True, True]
+        if left := ends[False, True]:
             text += f", of which {left:,} are left out, as tied or without a label"
         if shared := sum(len(unit) > 1 for unit in units):
             values = [[*map(str, unit.values())] for unit in units]  # also of ties
             text += f"; {agreement_text(agreement_of(values), shared)}"
-        if split:
+        if any(split):
             text += (
-                f"; {len(split):,} pairs with contradicting labels: {split.count(False):,} by "
-                f"majority, {sum(split):,} left out"
+                f"; {sum(split):,} pairs with contradicting labels: {split[0]:,} by majority, "
+                f"{split[1]:,} left out"
             )
         if repeated:
             text += (

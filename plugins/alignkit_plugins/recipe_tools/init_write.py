@@ -215,16 +215,15 @@ class DataFile:
         return replace(self, keys={**self.keys, "limit": limit}, read=read)
 
     @cached_property
-    def places(self) -> list[tuple[float, str]]:
-        """Where each example lies in the split of its file, and the key of what lies there."""
+    def places(self) -> list[float]:
+        """Where each example lies in the split of its file."""
         openings = map(opening, self.examples)
-        keys = [self.split.get(each, each) for each in openings]
-        return [(fraction(key), key) for key in keys]
+        return [fraction(self.split.get(each, each)) for each in openings]
 
     def part(self, low: float, high: float = 1.0) -> list[Group]:
         """The examples in a share of the conversations."""
         places = zip(self.examples, self.places, strict=True)
-        return [row for row, (place, _) in places if low <= place < high]
+        return [row for row, place in places if low <= place < high]
 
     def splits(self, share: float) -> bool:
         """Whether there are examples on both sides."""
@@ -359,8 +358,8 @@ class Plan:
 
     goal: of GOALS. share: of the conversations that is held out, 0 if too few would be. A file that
     has none on one side is learned from whole. reward: what compares answers with the known ones.
-    reading: how, and why, in words. differ: the conversations of the largest share, if they are too
-    few.
+    reading: how, and why, in words. differ: how many different conversations are held out, or would
+    be.
     """
 
     goal: str
@@ -406,9 +405,7 @@ class Plan:
     @property
     def points(self) -> int:
         """How exact a share of the held-out conversations is, in percentage points (95%)."""
-        places = chain.from_iterable(file.places for file in self.split(self.of(self.goal)))
-        held_out = {key for place, key in places if place < self.share}
-        return round(98 / math.sqrt(len(held_out)))
+        return round(98 / math.sqrt(self.differ))
 
     def split(self, files: Sequence[DataFile]) -> list[DataFile]:
         """Those of which some examples are held out."""
@@ -549,12 +546,9 @@ def planned(files: Sequence[DataFile]) -> Plan:
             f"{KINDS[goal].words} and {KINDS[min(others)].words} need a recipe each",
             "leave out one of the files",
         )
-    plan, weights = Plan(goal, files), list[int]()
-    for file in files:
-        times = {"pairs": 2, "good-and-bad": 2}.get(
-            file.kind, 0
-        )  # two responses, or answers to sample
-        weights.append(1 if file in plan.taught else times)
+    # Two responses, or one, or none
+    twice = {"pairs": 2, "good-and-bad": 2}
+    weights = [twice.get(file.kind, bool(file.responses)) for file in files]
     sampling = 2 * (goal in ("known-answers", "prompts"))
     most = TOKENS * CHARACTERS / (sum(weights) + sampling)
     limited = list[DataFile]()
@@ -567,7 +561,7 @@ def planned(files: Sequence[DataFile]) -> Plan:
         split = (file.part(0, share) for file in judging if file.splits(share))
         differ = len(set(map(opening, chain.from_iterable(split))))
         if differ >= FEW_EXAMPLES:
-            return Plan(goal, limited, share)
+            return Plan(goal, limited, share, differ=differ)
     return Plan(goal, limited, differ=differ)
 
 
