@@ -55,11 +55,11 @@ def read_rows(spec: DataSpec, notes: list[str] | None = None) -> list[Row]:
             rows.append(Row(name, row.number, raw, tuple(row.groups), str(row.bad or "")))
         if notes is not None and reader.format:
             notes += reader.format.notes
-        if len(rows) == before:
-            raise DataError(f"{source.name}: it is empty")
         if len(rows) - before == len(reader.bad):
-            example = f"no row can be read; for example {reader.bad[0]}"
-            raise DataError(f"{source.name}: no usable row; {example}")
+            why = "it is empty"
+            if reader.bad:
+                why = f"no usable row; no row can be read; for example {reader.bad[0]}"
+            raise DataError(f"{source.name}: {why}")
     return rows
 
 

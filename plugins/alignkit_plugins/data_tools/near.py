@@ -176,9 +176,9 @@ class Index:
         Texts with a long part in common share a few bands with all others; then only those with
         the most similar signatures are compared.
         """
-        if unit.text in self.first:
-            yield Match(unit, self.first[unit.text], 1.0)
-        if unit.text in self.first or not self.bands:
+        if equal := self.first.get(unit.text):
+            yield Match(unit, equal, 1.0)
+        if equal or not self.bands:
             return
         bands, values = _signature(unit.text)
         places = {place for band in bands for place in self.bands.get(band, [])[-MOST_ALIKE:]}

@@ -397,11 +397,7 @@ class ColumnFormat(Format):
         Args:
             responses: With a score each.
         """
-        scores = []
-        for response in responses:
-            score = response.scores.get("reward")
-            if score is not None:
-                scores.append(score)
+        scores = [score for one in responses if (score := one.scores.get("reward")) is not None]
         if not scores:
             raise BadRow("the row has neither ranks nor scores nor pairs")
         missing = len(responses) - len(scores)

@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, filterfalse, permutations
+from statistics import multimode
 from typing import Any
 
 from alignkit import BadRow, Field, Format, Group, Message, Options, Pair, Response
@@ -292,8 +293,8 @@ def _turned(vote: Pair | None, turned: bool) -> Pair | None:
 
 def _majority(votes: Votes) -> Pair | None:
     """The most frequent vote; None for a tie, and without votes."""
-    (first, most), (_, others) = [*Counter(votes.values()).most_common(2), (None, 0), (None, 0)][:2]
-    return first if most > others else None
+    modes = multimode(votes.values())
+    return modes[0] if len(modes) == 1 else None
 
 
 def layout_of(row: Any) -> TwoAnswers | None:
