@@ -43,17 +43,15 @@ def mappings_of(row: Any, formats: Formats) -> list[ColumnMapping]:
     """
     if not isinstance(row, Mapping):
         return []
-    mappings = [ColumnMapping(name) for name, cls in formats.items() if _reads(cls, row)]
-    names = {mapping.format for mapping in mappings}
+    mappings = {name: ColumnMapping(name) for name, cls in formats.items() if _reads(cls, row)}
     for columns in _renamings(row):
         renamed = with_renamed_columns(row, columns)
         fitting = [
             n for n, cls in formats.items() if matches(cls, renamed) and _reads(cls, renamed)
         ]
-        if len(fitting) == 1 and fitting[0] not in names:
-            names.add(fitting[0])
-            mappings.append(ColumnMapping(fitting[0], columns))
-    return mappings
+        if len(fitting) == 1:
+            mappings.setdefault(fitting[0], ColumnMapping(fitting[0], columns))
+    return [*mappings.values()]
 
 
 def _renamings(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:

@@ -349,11 +349,9 @@ class Unlabeled(ColumnFormat):
                 "two answers are required, such as response_a and response_b, or a list of "
                 "texts: responses"
             )
-        responses, used = [], [prompt]
-        for name, answer in answers:
-            responses.append(self.answer(self.conversation(answer, name, user=False)))
-            used.append(name)
-        return self.group(row, used, self.column(row, prompt), responses, ())
+        turns = (self.conversation(answer, name, user=False) for name, answer in answers)
+        used = (prompt, *dict(answers))
+        return self.group(row, used, self.column(row, prompt), [*map(self.answer, turns)], ())
 
 
 def _answers(row: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -5,7 +5,7 @@ pairs, labels, and one row as read.
 from __future__ import annotations
 
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,7 +50,7 @@ def contradictions(groups: Iterable[Group]) -> list[str]:
     """A warning if rows have the same prompt, and chosen and rejected exchanged; and one if their
     known answers differ.
     """
-    first, found = dict[Any, tuple[str, int]](), {text: list[str]() for text in (OPPOSITE, OTHER)}
+    first, found = dict[Any, tuple[str, int]](), defaultdict[str, list[str]](list)
     for group in groups:
         texts = [normalized(turns_text(turns_of_response(one))) for one in group.responses]
         prompt, row = normalized(turns_text(group.prompt)), group.origin.row if group.origin else 0
@@ -65,11 +65,10 @@ def contradictions(groups: Iterable[Group]) -> list[str]:
             before, place = first.setdefault(question, (claim, row))
             if before != claim:
                 found[text].append(f"{place} and {row}")
-    lines = list[str]()
-    for text, rows in found.items():
-        if rows:
-            lines.append(f"warning: {len(rows):,} with {text}: row {', '.join(rows[:3])}")
-    return lines
+    return [
+        f"warning: {len(rows):,} with {text}: row {', '.join(rows[:3])}"
+        for text, rows in found.items()
+    ]
 
 
 def _by_source(loaded: Loaded, groups: Iterable[Group]) -> list[list[Group]]:
