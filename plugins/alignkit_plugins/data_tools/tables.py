@@ -12,6 +12,7 @@ import importlib
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from decimal import Decimal
 from itertools import chain, count
@@ -161,9 +162,7 @@ def json_value(value: Any) -> Any:
         return str(value)
     if hasattr(value, "isoformat"):
         return value.isoformat()
-    try:
-        if isinstance(value, bytes) and b"\0" not in value:
+    if isinstance(value, bytes) and b"\0" not in value:
+        with suppress(UnicodeDecodeError):
             return value.decode()
-    except UnicodeDecodeError:
-        pass
     return {"unread": type(value).__name__}

@@ -210,7 +210,7 @@ class LabeledPairs(ColumnFormat):
         """What the labels of a row say. Raises BadRow for one that says nothing."""
         if layout.labels:
             return {name: _vote(row, name, layout) for name in layout.label}
-        heads, votes = self._heads(layout), Votes()
+        heads, votes = self._called(layout.first, layout.second), Votes()
         for name in layout.label:
             label = row.get(name)
             if is_empty(label):
@@ -228,9 +228,9 @@ class LabeledPairs(ColumnFormat):
             votes[name] = (Pair(0, 1), Pair(1, 0), None)[side]
         return votes
 
-    def _heads(self, layout: TwoAnswers) -> list[str]:
-        """What the file calls the columns of the answers."""
-        return [self.renamed.get(name, name) for name in (layout.first, layout.second)]
+    def _called(self, *names: str) -> list[str]:
+        """What the file calls columns."""
+        return [self.renamed.get(name, name) for name in names]
 
     def _about(self, row: Mapping[str, Any], layout: TwoAnswers) -> tuple[Any, bool]:
         """The prompt and the two answers, as the first row with them has these; and whether this
@@ -245,7 +245,7 @@ class LabeledPairs(ColumnFormat):
 
     def _count(self, rows: Sequence[Mapping[str, Any]], layout: TwoAnswers) -> None:
         """Count the votes in all rows, and note what they say together."""
-        self.own, heads, repeated = layout, self._heads(layout), 0
+        self.own, heads, repeated = layout, self._called(layout.first, layout.second), 0
         texts = {str(row.get(name)) for row in rows for name in layout.label}
         numbers = sorted(filter(NUMBER.fullmatch, texts))
         sides = {side_of(number, heads) for number in numbers}
@@ -264,8 +264,8 @@ class LabeledPairs(ColumnFormat):
                     if before.setdefault(voter, vote) != vote:
                         before[voter] = None
         units = [*self.votes.values()]
-        names = [self.renamed.get(name, name) for name in layout.label]
-        text = f"labels in {', '.join(names)}: {sum(map(len, units)):,} for {len(units):,} pairs"
+        names = ", ".join(self._called(*layout.label))
+        text = f"labels in {names}: {sum(map(len, units)):,} for {len(units):,} pairs"
         ends = Counter((len({*unit.values(), None}) > 2, _majority(unit) is None) for unit in units)
         split = ends[True, False], ends[True, True]
         if left := ends[False, True]:

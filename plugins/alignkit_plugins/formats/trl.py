@@ -15,7 +15,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from alignkit import BadRow, Group, Message, Pair, Response
+from alignkit import BadRow, Group, Message, Pair
 from alignkit.contract.formats import columns_of
 from alignkit_plugins.formats.columns import (
     LABEL_COLUMNS,
@@ -205,7 +205,7 @@ class HHRLHF(ColumnFormat):
         if chosen[:-1] != rejected[:-1]:
             raise BadRow("chosen and rejected differ before their last turn")
         chosen, rejected = merged(chosen), merged(rejected)
-        responses = Response(text=chosen[-1]["content"]), Response(text=rejected[-1]["content"])
+        responses = self.answer(chosen[-1:]), self.answer(rejected[-1:])
         meta = self.rest(row, "chosen", "rejected")
         pairs = () if rated_alike(row, "chosen", "rejected") else (Pair(0, 1),)
         return Group(tuple(chosen[:-1]), responses, pairs, meta=meta)

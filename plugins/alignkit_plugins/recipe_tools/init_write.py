@@ -247,10 +247,8 @@ def _reader(entry: Any) -> SourceReader:
 
 def first_row(path: Path) -> Mapping[str, Any]:
     """The first row of a file; empty if it is no table."""
-    row = next((row for _, row in _reader(str(path)).stored_rows()), None)
-    if isinstance(row, Mapping):
-        return row
-    return {}
+    _, row = next(_reader(str(path)).stored_rows(), (0, {}))
+    return row if isinstance(row, Mapping) else {}
 
 
 def columns_help(kind: str, row: Mapping[str, Any]) -> str:
