@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,7 @@ def read_rows(spec: DataSpec, notes: list[str] | None = None) -> list[Row]:
 
 def groups_of(rows: Iterable[Row]) -> list[Group]:
     """The groups of all rows."""
-    groups: list[Group] = []
-    for row in rows:
-        groups += row.groups
-    return groups
+    return [*chain.from_iterable(row.groups for row in rows)]
 
 
 def name_of(spec: DataSpec) -> str:

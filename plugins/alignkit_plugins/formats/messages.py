@@ -23,7 +23,10 @@ from alignkit_plugins.formats.turns import first_of, only_of
 
 NAMES = ("messages", "conversations")
 # With the answers of comparisons, which `preference` reads.
-COMPARED = ("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages")
+COMPARED = (
+    *("chosen", "rejected", "chosen_response", "rejected_response"),
+    *("chosen_messages", "rejected_messages"),
+)
 QUESTION = ("instruction", "input", "context")
 # Alpaca's generator wrote these
 NO_INPUT = ("<noinput>", "<no input>", "noinput", "no input", "n/a")

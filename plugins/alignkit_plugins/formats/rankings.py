@@ -83,11 +83,10 @@ class Rankings(ColumnFormat):
     def matches(cls, row: Any) -> bool:
         if not cls.has(row, "prompt", "responses") or "alignkit" in row:
             return False
-        items = row["responses"]
-        rated = first_of(row, ("ranks", "scores"))
-        if isinstance(items, list) and items and not rated:
-            return all(first_of(item, ("rank", "score")) for item in items)
-        return isinstance(items, list) and bool(rated)
+        items, rated = row["responses"], first_of(row, ("ranks", "scores"))
+        if not isinstance(items, list):
+            return False
+        return bool(rated or items and all(first_of(one, ("rank", "score")) for one in items))
 
     def read(self, row: Any) -> Group:
         items = columns_of(row).get("responses")

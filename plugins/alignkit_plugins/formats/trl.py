@@ -27,12 +27,10 @@ from alignkit_plugins.formats.columns import (
     shared_turns,
     with_text,
 )
+from alignkit_plugins.formats.messages import COMPARED
 from alignkit_plugins.formats.turns import first_of, only_of
 
-ANSWERS = (
-    *("chosen", "rejected", "completion", "response", "responses", "output", "messages"),
-    *("chosen_response", "rejected_response", "chosen_messages", "rejected_messages"),
-)
+ANSWERS = (*COMPARED, "completion", "response", "responses", "output", "messages")
 COMPLETIONS = ("completion", "response")
 
 

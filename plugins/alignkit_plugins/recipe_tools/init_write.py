@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
-from itertools import chain, filterfalse, zip_longest
+from itertools import chain, filterfalse, pairwise, zip_longest
 from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
@@ -330,8 +330,8 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
             each = [f"{text}: {compared:,} comparisons, all tied or without a label", *source.notes]
             raise Undecided(f"{'; '.join(each)}\nhelp: {help}")
         raise DataError(f"{text}\nhelp: {help}, or {columns_help(kind, first_row(path))}")
-    full = all(map(_has_answer, groups))
-    if kind == "known-answers" and not full and source.format == "prompt_only":
+    asked = kind == "known-answers" and source.format == "prompt_only"
+    if asked and not all(map(_has_answer, groups)):
         return _read(path, name, kind, "template", {**keys, **ANSWERED})
     bad = [*map(str, loaded.skipped)]
     if kind == "demos":
@@ -490,7 +490,7 @@ def _right(way: Any, answered: Sequence[Group]) -> tuple[int, int]:
     cls = plugins().get("reward", name).implementation
     reward = cls(cls.Options.model_validate(options))
     others = []
-    for group, other in zip(answered, [*answered[1:], answered[0]], strict=True):
+    for group, other in pairwise([*answered, answered[0]]):
         if group.meta[ANSWER] != other.meta[ANSWER]:
             others.append(replace(group, meta=other.meta))
     return list(reward.score(answered)).count(1.0), list(reward.score(others)).count(1.0)
