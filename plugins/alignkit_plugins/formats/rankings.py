@@ -86,7 +86,7 @@ class Rankings(ColumnFormat):
         items, rated = row["responses"], first_of(row, ("ranks", "scores"))
         if not isinstance(items, list):
             return False
-        return bool(rated or items and all(first_of(one, ("rank", "score")) for one in items))
+        return bool(rated or (items and all(first_of(one, ("rank", "score")) for one in items)))
 
     def read(self, row: Any) -> Group:
         items = columns_of(row).get("responses")
