@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 import alignkit
 from alignkit.cli import main
 from alignkit.recipe import load
+from alignkit_plugins.cells.rows import scores_in
+from alignkit_plugins.compare.rows import rows_in
+from alignkit_plugins.compare.scores import compare
 from tests.rows import Said, cells, read_json, write_rows
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -66,6 +70,15 @@ def test_cells_share_what_does_not_vary_and_make_one_table(
     for stage, same in (("sft", True), ("more", False)):
         keys = [each["stages"][stage]["hash"] for each in (one, two)]
         assert (keys[0] == keys[1]) == same
+    # What a row keeps gives the numbers of the evaluation
+    kept, found = one["evaluations"]["report"], folder / "max_steps=1" / "report"
+    rows = compare(scores_in([(kept, {name: name for name in kept["policies"]}, 0)]), "sft")
+    written = {
+        (row.policy, row.metric): row for row in rows_in(read_json(found / "evaluation.json"))
+    }
+    assert len(rows) == 4
+    for row in rows:
+        assert replace(row, p=written[row.policy, row.metric].p) == written[row.policy, row.metric]
     logs = [(folder / f"max_steps={steps}.log").read_text() for steps in (1, 2)]
     assert sum("sft: reused from" in log for log in logs) == 1
     printed()

@@ -12,9 +12,9 @@ from typing import Any
 from alignkit.io.results import read_record
 from alignkit_plugins.cells.changes import differing
 from alignkit_plugins.cells.rows import own_rows_of, scores_in
-from alignkit_plugins.cells.table import apart, claimed, compared, difference
+from alignkit_plugins.cells.table import apart, compared, difference
 from alignkit_plugins.command_line.find import results_of_stage
-from alignkit_plugins.compare.rows import Row, plain, rows_in
+from alignkit_plugins.compare.rows import Row, adjusted, plain, rows_in
 
 SAME = ("sampling", "measures", "prompts")  # parts of evaluations that compare
 ONE_SEED = "One seed each: intervals are over prompts only."
@@ -62,7 +62,7 @@ def _of_policy(
     if first:
         evaluations = [(one, {policy: name}, 0) for name, one in others.items()]
         scores = scores_in([*reversed(evaluations), (ours, {policy: result}, 0)])
-        results += claimed(compared(scores, first, [result]))
+        results += adjusted(compared(scores, first, [result]), of_cells=True)
         for name, one in others.items():
             answers = rows_in({"results": one["answers"]})
             results += [replace(row, policy=name) for row in answers if row.policy == policy]

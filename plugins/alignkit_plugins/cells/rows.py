@@ -20,6 +20,7 @@ from alignkit.io.results import CELLS, is_cell, json_lines, read_checked, read_r
 from alignkit.recipe.schema import Recipe
 from alignkit_plugins.compare.rows import ANSWERS, main_rows, rows_in
 from alignkit_plugins.compare.scores import Measure, Scale, Score, Scores, scale_of, scores_of
+from alignkit_plugins.evals import examples
 
 MACHINE = ("processor", "dtype", "threads")  # facts of a stage on which its numbers depend
 # Options of an evaluation on which its scores depend
@@ -129,7 +130,8 @@ def _measures(groups: Sequence[Group], evaluation: Mapping[str, Any]) -> dict[st
     found, composites = dict[str, Measure](), evaluation.get("composites", {})
     for row in main_rows(rows_in(evaluation)):
         if row.kind in ("metric", "reward"):
-            scale, own = scale_of(groups, row.metric), {row.policy: row.trained_on}
+            own = {row.policy: row.trained_on}
+            scale = None if row.metric in examples.METRICS else scale_of(groups, row.metric)
             facts = row.kind, scale, row.lower, row.percent, row.tested
             if row.metric in found:
                 own = {**found[row.metric].trained_on, **own}

@@ -18,7 +18,7 @@ from alignkit.evaluation import statistics
 from alignkit_plugins.cells import crossed
 from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.cells.rows import MACHINE, rows_of, scores_in
-from alignkit_plugins.compare.rows import TRUST, Row, decides, plain
+from alignkit_plugins.compare.rows import Row, adjusted, plain
 from alignkit_plugins.compare.scores import Measure, Scores, compare
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.compare.verdicts import MORE, verdicts
@@ -82,7 +82,8 @@ def table_of(cells: Cells, stage: str) -> CellTable:
         notes += _best(scores, headline, baseline, others)
         notes += apart(scores, headline, others[:1], others[1:])
     heads = [one for one in scores.rows if one.metric == headline and one.policy in others]
-    return CellTable(claimed(rows), seeds, notes, headline, Scores(scores.measures, heads))
+    rows = adjusted(rows, of_cells=True)
+    return CellTable(rows, seeds, notes, headline, Scores(scores.measures, heads))
 
 
 def difference(one: Any, other: Any, names: Sequence[str] = SAME) -> str:
@@ -294,28 +295,6 @@ def _visible(scores: Scores, metric: str, baseline: str, names: Sequence[str]) -
             return [f"could see no difference at all; {what}"]
         ends = f"{100 * least:.0f} to {100 * min(1.0, most):.0f} points"
     return [f"could see a difference of {ends}; {what}"]
-
-
-def claimed(rows: Sequence[Row]) -> list[Row]:
-    """Rows with adjusted p values: half of the error in each direction.
-
-    Better: the policies share it equally, and one that passes by the metric that decides first has
-    its share for the others (Holm 1979). Worse: all policies and metrics share it equally.
-    """
-    better, worse = dict[str, dict[int, float]](), dict[int, float]()
-    for at, row in enumerate(rows):
-        if decides(row) and row.difference.get("mean") is not None:
-            p, gains = row.difference["p"], row.direction == 1
-            better.setdefault(row.policy, {})[at] = p if gains else 1.0
-            worse[at] = 1.0 if gains else p
-    adjusted = statistics.holm(worse)
-    for own in better.values():
-        head = min(own, key=lambda at: TRUST.index(rows[at].trained_on))
-        first = own.pop(head)
-        for at, p in {head: first, **statistics.holm(own)}.items():
-            if rows[at].direction == 1:
-                adjusted[at] = min(1.0, len(better) * max(first, p))
-    return [replace(row, p=adjusted.get(at)) for at, row in enumerate(rows)]
 
 
 # For people

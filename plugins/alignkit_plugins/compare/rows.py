@@ -137,24 +137,35 @@ def decides(row: Row) -> bool:
     return row.tested and row.kind in RATED and row.baseline not in ("", BASE_MODEL)
 
 
-def adjusted(rows: Sequence[Row]) -> list[Row]:
-    """All tested rows of an evaluation with adjusted p values, each direction with half of the
-    error.
+def adjusted(rows: Sequence[Row], of_cells: bool = False) -> list[Row]:
+    """All tested rows of an evaluation, or of a table of cells, with adjusted p values, each
+    direction with half of the error.
 
     Among gains, the headline has most of it: the last policy's, by the metric that decides first.
-    Among losses, all weigh the same, or an even headline would hide what else got worse.
+    Cells share it equally, and one that passes by that metric has its share for the others (Holm
+    1979). Among losses, all weigh the same, or an even headline would hide what else got worse.
     """
-    tested, last = dict[int, float](), ""
+    gains, losses, policies = dict[int, float](), dict[int, float](), dict[str, list[int]]()
     for place, row in enumerate(rows):
         if row.tested and row.difference.get("mean") is not None:
-            tested[place] = row.difference["p"]
+            p = row.difference["p"]
+            gains[place] = p if row.direction == 1 else 1.0
+            losses[place] = p if row.direction == -1 else 1.0
             if decides(row):
-                last = row.policy
-    deciding = [place for place in tested if decides(rows[place]) and rows[place].policy == last]
-    headline = min(deciding, key=lambda place: TRUST.index(rows[place].trained_on), default=None)
-    found = dict.fromkeys(tested, 1.0)
-    for direction, first in ((1, headline), (-1, None)):
-        own = [place for place in tested if rows[place].direction == direction]
-        p_values = holm({place: tested[place] if place in own else 1.0 for place in tested}, first)
-        found |= {place: p_values[place] for place in own}
-    return [replace(row, p=found.get(place)) for place, row in enumerate(rows)]
+                policies.setdefault(row.policy, []).append(place)
+    heads = list[int]()
+    for own in policies.values():
+        heads.append(min(own, key=lambda place: TRUST.index(rows[place].trained_on)))
+    better, worse = dict[int, float](), holm(losses)
+    if of_cells:
+        for head, own in zip(heads, policies.values(), strict=True):
+            others = holm({place: gains[place] for place in own if place != head})
+            for place, p in {head: 0.0, **others}.items():
+                better[place] = min(1.0, len(policies) * max(gains[head], p))
+    else:
+        better = holm(gains, [None, *heads][-1])
+    found = list[Row]()
+    for place, row in enumerate(rows):
+        sides = {1: better, -1: worse, 0: dict.fromkeys(gains, 1.0)}
+        found.append(replace(row, p=sides[row.direction].get(place)))
+    return found
