@@ -255,7 +255,7 @@ def rate(
     sample surveys"). If all prompts agree, a prompt is one sample.
     """
     import numpy as np
-    from scipy import stats
+    from scipy import special
 
     n, (bottom, top) = len(values), levels
     if n == 0:
@@ -264,7 +264,7 @@ def rate(
     middle = float(shares.mean())
     independent, quantile = float(n), _quantile()
     if samples > 1 and n > 1:
-        quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+        quantile = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))
         if variance := float(shares.var(ddof=1)):
             independent = min(n * middle * (1 - middle) / variance, float(n * samples))
     trials = independent + quantile**2
@@ -334,7 +334,7 @@ def at_equal_length(
     both sides of equal length. Units are clustered (Liang and Zeger 1986).
     """
     import numpy as np
-    from scipy import stats
+    from scipy import special
 
     gap, reward = np.asarray(longer, dtype=float), np.asarray(differences, dtype=float)
     columns = [gap]
@@ -367,7 +367,7 @@ def at_equal_length(
     errors[near] = row * residuals
     sums = np.array(_sums(errors.tolist(), units or [None] * len(errors)))
     freedom = max(1.0, min(independent - len(columns), float(np.count_nonzero(sums) - 1)))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(float((sums**2).sum()))
+    half = float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(float((sums**2).sum()))
     if half <= 1e-9 * float(np.abs(kept).max()):  # no spread, so no interval
         return None
     middle = float(row @ kept)

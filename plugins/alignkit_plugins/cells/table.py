@@ -177,7 +177,11 @@ def _best(scores: Scores, metric: str, baseline: str, names: Sequence[str]) -> I
     "Constrained simultaneous confidence intervals for multiple comparisons with the best").
     """
     own = Scores(scores.measures, [one for one in scores.rows if one.metric == metric])
-    for best in names if len(names) > 1 else ():
+    gains = dict[str, float]()
+    for row in compared(own, baseline, names if len(names) > 1 else ()):
+        if row.baseline == baseline:
+            gains[row.policy] = row.direction * abs(row.difference["mean"])
+    for best in sorted(gains, key=gains.__getitem__)[-1:]:  # no other one can be
         others = [name for name in (baseline, *names) if name != best]
         rows = [row for row in compared(own, best, others) if row.baseline == best]
         p_values = {row.policy: row.difference["p"] for row in rows}
