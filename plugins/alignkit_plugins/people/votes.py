@@ -114,7 +114,10 @@ def labeled(store: Store, items: Iterable[str] | None = None) -> list[Labeled]:
 
 def consents(store: Store) -> dict[str, Consent]:
     """What each annotator last said about sharing; absent if never asked."""
-    return {event.annotator: Consent(**event.payload) for event in store.effective("consent")}
+    return {
+        event.annotator: Consent.model_construct(**event.payload)
+        for event in store.effective("consent")
+    }
 
 
 def withdrawn(store: Store) -> set[str]:
