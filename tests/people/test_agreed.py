@@ -111,6 +111,7 @@ def test_what_people_say_of_each_policy(tmp_path: Path, capfd: pytest.CaptureFix
     """Thumbs of what they typed, and flags; not of an answer on which as many say the opposite."""
     flagged = {"ann": reviewed([1, 2], [4, 4], ["invented"], ["harmful"])}
     rows: list[Labels] = [(several("review", "r", 2, origins=("base", "run/ppo")), flagged)]
+    rows.append((several("review", "known", 2, gold={"ranks": [1, 2]}), {}))
     typed = [("base", "a", {"ann": True}), ("base", "b", {"ann": False})]
     typed += [("run/ppo", "c", {"ann": False}), ("run/ppo", "d", {"ann": False, "bob": True})]
     for policy, text, given in typed:

@@ -152,7 +152,7 @@ def said_of_sources(entries: Sequence[Labeled]) -> Table:
                 source = answer.source or "-"
                 if task == "thumb":
                     cases[source, "good"].append((bool(answer.label), unit))
-                for flag in get_args(Flag) if task == "review" else ():
+                for flag in get_args(Flag) if entry.is_scored else ():
                     cases[source, flag].append((flag in group.meta["flags"][place], unit))
     rows = []
     for (source, word), own in cases.items():

@@ -82,8 +82,12 @@ class Labeled:
     @property
     def is_tied(self) -> bool:
         """Whether its labels say nothing that could be learned."""
-        groups = labeled_groups(self)
-        return all(group.pairs == () and "overall" not in group.meta for group in groups)
+        return not self.is_scored and all(group.pairs == () for group in labeled_groups(self))
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether people scored and flagged its responses, which no gold label does."""
+        return "scores" in self.labels[0]
 
 
 def labeled(store: Store, items: Iterable[str] | None = None) -> list[Labeled]:
