@@ -7,6 +7,7 @@ recognizes them, and what it makes of them.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -149,108 +150,56 @@ def test_strengths_of_helpsteer(strength: int) -> None:
         assert read(name, row)[0].pairs == wanted
 
 
-def test_a_label_means_what_it_means_in_its_data_set() -> None:
-    """LLMBar, Auto-J, SuperHF, Tulu, AlpacaEval, PandaLM, and a battle of whole conversations."""
+# Rows of LLMBar, Auto-J, SuperHF, Tulu, AlpacaEval, PandaLM, a battle, SHP and PKU-SafeRLHF without their
+# labels, and the labels of each pair
+LABELED = json_rows(
+    """
+[{"input": "q", "output_1": "a", "output_2": "b"}, {"0>1": [{"label": 1}], "1>0": [{"label": "2"}]}]
+[{"prompt": "q", "response 1": "a", "response 2": "b"}, {"0>1": [{"label": 0}], "1>0": [{"label": 1}],
+  "": [{"label": 2}]}]
+[{"prompt": "q", "model_a_completion": "a", "model_b_completion": "b"}, {"0>1": [{"rating": "A"}],
+  "1>0": [{"rating": "B"}]}]
+[{"prompt": "q", "completion_a": "a", "completion_b": "b"}, {"0>1 by better": [{"preference": "a-is-better"}],
+  "0>1 by slightly": [{"preference": "a-is-slightly-better"}], "": [{"preference": "tie"}],
+  "1>0 by slightly": [{"preference": "b-is-slightly-better"}], "1>0 by better": [{"preference": "b-is-better"}]}]
+[{"instruction": "q", "output_1": "a", "generator_1": "x", "output_2": "b", "generator_2": "y"},
+  {"0>1": [{"preference": 1}], "1>0": [{"preference": 2.0}], "0>1 p 0.75": [{"preference": 1.25}],
+  "1>0 p 0.75": [{"preference": 1.75}], "": [{"preference": 1.5}, {"preference": 0}]}]
+[{"instruction": "q", "input": "", "response1": "a", "response2": "b"},
+  {"0>1": [{"annotator1": 1, "annotator2": 1, "annotator3": 2}], "1>0": [{"annotator1": 2, "annotator2": 0,
+  "annotator3": 2}], "": [{"annotator1": 0, "annotator2": 0, "annotator3": 1}, {"annotator1": 1, "annotator2": 0,
+  "annotator3": 2}]}]
+[{"conversation_a": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+  "conversation_b": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]},
+  {"0>1": [{"winner": "model_a"}], "1>0": [{"winner": "model_b"}], "": [{"winner": "tie (bothbad)"}]}]
+[{"history": "q", "human_ref_A": "a", "human_ref_B": "b"}, {"0>1": [{"labels": 1}], "1>0": [{"labels": 0}]}]
+[{"prompt": "q", "response_0": "a", "response_1": "b"}, {"0>1": [{"better_response_id": 0}],
+  "1>0": [{"better_response_id": 1}]}]
+""".replace("\n  ", " ")
+)
+
+
+@pytest.mark.parametrize(("row", "pairs"), LABELED)
+def test_a_label_means_what_it_means_in_its_data_set(row: Any, pairs: dict[str, Any]) -> None:
+    for pair, labels in pairs.items():
+        for label in labels:
+            read_as = shown(read("labeled_pairs", {**row, **label})[0])
+            assert (
+                read_as.startswith(f"u: q -> a | b [{pair}] {{")
+                and json.dumps(label)[1:] in read_as
+            )
+            claims = [name for name, cls in FORMATS.items() if cls.matches({**row, **label})]
+            assert claims == ["labeled_pairs"]
+
+
+def test_labels_that_say_nothing_are_bad_rows() -> None:
     check(r"""
-labeled_pairs {"input": "q", "output_1": "a", "output_2": "b", "label": 1}
-  u: q -> a | b [0>1] {"label": 1}
-
-labeled_pairs {"input": "q", "output_1": "a", "output_2": "b", "label": "2"}
-  u: q -> a | b [1>0] {"label": "2"}
-
-labeled_pairs {"scenario": "s", "label": 0, "prompt": "q", "response 1": "a", "response 2": "b"}
-  u: q -> a | b [0>1] {"scenario": "s", "label": 0}
-
-labeled_pairs {"scenario": "s", "label": 1, "prompt": "q", "response 1": "a", "response 2": "b"}
-  u: q -> a | b [1>0] {"scenario": "s", "label": 1}
-
-labeled_pairs {"scenario": "s", "label": 2, "prompt": "q", "response 1": "a", "response 2": "b"}
-  u: q -> a | b [] {"scenario": "s", "label": 2}
-
 labeled_pairs {"scenario": "s", "label": 2, "prompt": "q", "response 1": "a", "response 2": "a"}
   u: q -> a | a [] {"scenario": "s", "label": 2}
-
-labeled_pairs {"prompt": "q", "rating": "A", "model_a_completion": "a", "model_b_completion": "b", "test_set": "t"}
-  u: q -> a | b [0>1] {"rating": "A", "test_set": "t"}
-
-labeled_pairs {"prompt": "q", "rating": "B", "model_a_completion": "a", "model_b_completion": "b", "test_set": "t"}
-  u: q -> a | b [1>0] {"rating": "B", "test_set": "t"}
-
-labeled_pairs {"prompt": "q", "completion_a": "a", "completion_b": "b", "preference": "a-is-better"}
-  u: q -> a | b [0>1 by better] {"preference": "a-is-better"}
-
-labeled_pairs {"prompt": "q", "completion_a": "a", "completion_b": "b", "preference": "a-is-slightly-better"}
-  u: q -> a | b [0>1 by slightly] {"preference": "a-is-slightly-better"}
-
-labeled_pairs {"prompt": "q", "completion_a": "a", "completion_b": "b", "preference": "tie"}
-  u: q -> a | b [] {"preference": "tie"}
-
-labeled_pairs {"prompt": "q", "completion_a": "a", "completion_b": "b", "preference": "b-is-slightly-better"}
-  u: q -> a | b [1>0 by slightly] {"preference": "b-is-slightly-better"}
-
-labeled_pairs {"prompt": "q", "completion_a": "a", "completion_b": "b", "preference": "b-is-better"}
-  u: q -> a | b [1>0 by better] {"preference": "b-is-better"}
-
-labeled_pairs {"instruction": "q", "output_1": "a", "generator_1": "x", "output_2": "b", "generator_2": "y",
-    "preference": 1}
-  u: q -> a | b [0>1] {"generator_1": "x", "generator_2": "y", "preference": 1}
-
-labeled_pairs {"instruction": "q", "output_1": "a", "generator_1": "x", "output_2": "b", "generator_2": "y",
-    "preference": 2.0}
-  u: q -> a | b [1>0] {"generator_1": "x", "generator_2": "y", "preference": 2.0}
-
-labeled_pairs {"instruction": "q", "output_1": "a", "generator_1": "x", "output_2": "b", "generator_2": "y",
-    "preference": 1.25}
-  u: q -> a | b [0>1 p 0.75] {"generator_1": "x", "generator_2": "y", "preference": 1.25}
-
-labeled_pairs {"instruction": "q", "output_1": "a", "generator_1": "x", "output_2": "b", "generator_2": "y",
-    "preference": 1.75}
-  u: q -> a | b [1>0 p 0.75] {"generator_1": "x", "generator_2": "y", "preference": 1.75}
-
-labeled_pairs {"instruction": "q", "output_1": "a", "generator_1": "x", "output_2": "b", "generator_2": "y",
-    "preference": 1.5}
-  u: q -> a | b [] {"generator_1": "x", "generator_2": "y", "preference": 1.5}
-
-labeled_pairs {"instruction": "q", "output_1": "a", "generator_1": "x", "output_2": "b", "generator_2": "y",
-    "preference": 0}
-  u: q -> a | b [] {"generator_1": "x", "generator_2": "y", "preference": 0}
 
 labeled_pairs {"instruction": "q", "input": "r", "response1": "a", "response2": "b", "annotator1": 1,
     "annotator2": 1, "annotator3": 2}
   u: q\n\nr -> a | b [0>1] {"annotator1": 1, "annotator2": 1, "annotator3": 2}
-
-labeled_pairs {"instruction": "q", "input": "", "response1": "a", "response2": "b", "annotator1": 2,
-    "annotator2": 0, "annotator3": 2}
-  u: q -> a | b [1>0] {"annotator1": 2, "annotator2": 0, "annotator3": 2}
-
-labeled_pairs {"instruction": "q", "input": "", "response1": "a", "response2": "b", "annotator1": 0,
-    "annotator2": 0, "annotator3": 1}
-  u: q -> a | b [] {"annotator1": 0, "annotator2": 0, "annotator3": 1}
-
-labeled_pairs {"instruction": "q", "input": "", "response1": "a", "response2": "b", "annotator1": 1,
-    "annotator2": 0, "annotator3": 2}
-  u: q -> a | b [] {"annotator1": 1, "annotator2": 0, "annotator3": 2}
-
-labeled_pairs {"conversation_a": <u: q / a: a>, "conversation_b": <u: q / a: b>, "winner": "model_b"}
-  u: q -> a | b [1>0] {"winner": "model_b"}
-
-labeled_pairs {"conversation_a": <u: q / a: a>, "conversation_b": <u: q / a: b>, "winner": "tie (bothbad)"}
-  u: q -> a | b [] {"winner": "tie (bothbad)"}
-
-labeled_pairs {"conversation_a": <u: q / a: a>, "conversation_b": <u: q / a: b>, "winner": "model_a"}
-  u: q -> a | b [0>1] {"winner": "model_a"}
-
-labeled_pairs {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}
-  u: q -> a | b [0>1] {"labels": 1}
-
-labeled_pairs {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 0}
-  u: q -> a | b [1>0] {"labels": 0}
-
-labeled_pairs {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0}
-  u: q -> a | b [0>1] {"better_response_id": 0}
-
-labeled_pairs {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1}
-  u: q -> a | b [1>0] {"better_response_id": 1}
 
 labeled_pairs {"scenario": "s", "label": 0, "prompt": "q", "response 1": "a", "response 2": "a"}
   ! are the same
