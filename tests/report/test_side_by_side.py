@@ -147,6 +147,8 @@ def test_results_that_were_measured_in_other_ways_do_not_compare(
     inner[last] = 7
     write_checked(earlier, row)
     facts = facts_of(swapped)
+    earlier.write_text(text.replace("report", "other"), encoding="utf-8")  # not as it was written
+    assert changed(swapped, "report") == []
     earlier.write_text(text, encoding="utf-8")
     names = "align@rejection_sampling and align@ppo do not compare"
     (one,) = facts["cells"]
