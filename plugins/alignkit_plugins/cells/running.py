@@ -10,11 +10,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from os.path import relpath
 from pathlib import Path
 
 from alignkit.contract.commands import Result
@@ -73,7 +75,8 @@ def cells(
 def base_of(recipe: Recipe) -> str:
     """A digest of a recipe, the same in each checkout. Cells of one table have the same."""
     text = json.dumps({**recipe.resolved, "name": ""}, default=str)
-    return digest(text.replace(str(recipe.folder), ""))
+    # A base recipe's files lie in its own folder
+    return digest(re.sub(r'"(/[^"]*)"', lambda found: relpath(found[1], recipe.folder), text))
 
 
 def _check_different(recipes: Mapping[str, Recipe]) -> None:
