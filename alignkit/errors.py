@@ -137,7 +137,7 @@ class BadRow(Exception):
 
 
 class LeftOut(BadRow):
-    """A row that the recipe does not want. It is counted with the bad rows, but stops nothing."""
+    """A row that the recipe does not want. It is counted by its reason, and stops nothing."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,13 @@ def bad_rows_error(bad: Sequence[object]) -> DataError:
 def skips(bad: Sequence[object]) -> str:
     """What is said of bad rows that are skipped; nothing if there are none."""
     return f"bad rows skipped: {len(bad)}, the first: {bad[0]}" if bad else ""
+
+
+def left_out(rows: Iterable[SkippedRow]) -> str:
+    """What is said of the rows among these that the recipe does not want; nothing without any."""
+    reasons = Counter(row.reason for row in rows if row.left_out)
+    words = [f"{reason} ({count})" for reason, count in reasons.items()]
+    return f"left out: {', '.join(words)}" if words else ""
 
 
 def raise_if_bad(row: Any) -> Any:

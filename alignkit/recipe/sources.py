@@ -31,6 +31,7 @@ from alignkit.data.files import (
     json_rows,
     jsonl_rows,
     kind_of,
+    left_out,
     raise_if_bad,
     skips,
     suffix_of,
@@ -169,7 +170,8 @@ class SourceFacts:
     format: the name of the format. recognized: whether the first row decided it, and not the
     recipe. rows: good rows to read now. held_out: good rows on the other side of the split.
     skipped: bad rows. weight: as the recipe says; `Loaded.weights` are the shares. sample: a row to
-    read now, with a pair if one has. notes: what the format decided about all rows, in words.
+    read now, with a pair if one has. notes: what the format decided about all rows, in words, and
+    which the recipe does not want.
     """
 
     name: str
@@ -238,7 +240,7 @@ def load(
         for row in bad:
             (skipped if row.left_out or reader.source.on_bad_row == "skip" else errors).append(row)
         if not found and not errors:
-            why = skips(bad) or "it has no row that the recipe reads"
+            why = left_out(bad) or skips(bad) or "it has no row that the recipe reads"
             raise DataError(f"{reader.source.name}: no usable row; {why}")
         groups += found
     if errors:
@@ -470,10 +472,10 @@ class SourceReader:
             self.source.format is None,
             rows=len(kept),
             held_out=sum(_place(group) == self.place for group in other),
-            skipped=len(self.bad),
+            skipped=sum(not row.left_out for row in self.bad),
             weight=self.source.weight,
             sample=next(filter(resolved_pairs, kept), next(iter(kept), None)),
-            notes=getattr(self.format, "notes", ()),
+            notes=[*getattr(self.format, "notes", ()), *filter(None, [left_out(self.bad)])],
         )
 
 

@@ -148,6 +148,8 @@ class RunStage(ActiveStage):
         summary = dict(artifact.summary or {})
         if self._bad_rows:
             summary["bad_rows"] = list(self._bad_rows)
+        if self._left_out:
+            summary["dropped"] = {**self._left_out, **summary.get("dropped", {})}
         return {
             "complete": True,
             "name": self.name,

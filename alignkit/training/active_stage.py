@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -55,6 +56,7 @@ class ActiveStage:
         self._plugins: dict[int, Any] = {}  # by the id of their component
         self._sources: list[dict[str, Any]] = []  # what stage.json says of them
         self._described: list[DataSpec] = []
+        self._left_out = Counter[str]()  # rows by reason
         self._bad_rows: dict[str, None] = {}  # an ordered set: entries may share a file
 
     def notify(self, hook: str, **values: Any) -> None:
@@ -90,9 +92,10 @@ class ActiveStage:
             for each in more:
                 record |= each
             self._sources.append(record)
-        if skipped := skips(loaded.skipped):
-            self._bad_rows |= dict.fromkeys(map(str, loaded.skipped))
-            self.say(skipped)
+        self._left_out.update(row.reason for row in loaded.skipped if row.left_out)
+        if bad := [row for row in loaded.skipped if not row.left_out]:
+            self._bad_rows |= dict.fromkeys(map(str, bad))
+            self.say(skips(bad))
         return loaded
 
     def metrics(self, size: int = 0) -> Metrics:

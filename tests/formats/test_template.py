@@ -276,7 +276,8 @@ def test_a_recipe_has_the_template_and_says_what_was_left_out(
         (2, "'{{ gold }}' is empty or false")
     ]
     lines = describe(found)
-    assert lines[0].endswith("d.jsonl: template, 1 conversation, 1 bad row")
+    assert lines[0].endswith("d.jsonl: template, 1 conversation")
+    assert lines[1].endswith("d.jsonl: left out: '{{ gold }}' is empty or false (1)")
     assert [line.partition("kept for rewards: ")[2] for line in lines].count("note") == 1
 
 

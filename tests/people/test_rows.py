@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from stores import event, opened, pair, side
+import pytest
+from stores import event, opened, pair, several, side
 
 from alignkit.cli import main
+from alignkit.errors import LeftOut
 from alignkit.recipe.sources import content_digest
 from alignkit_plugins.people.agreement import StoreReader
 from tests.rows import TINY, Said, write_recipe
@@ -27,10 +29,32 @@ def test_what_counts_is_read_and_nothing_else(tmp_path: Path) -> None:
         store.submit(event(items["undone"], {"of": given["undone"]}, kind="undo"))
         store.submit(event(items["flagged"], {"note": "private"}, kind="flag", who="bob"))
         store.ask([], "old")
-        rows = list(StoreReader().rows(store.path))  # while it is open elsewhere
-    found = [(number, row["prompt"][0]["content"]) for number, row in rows]
-    assert found == [(1, "labeled"), (7, "gold")]
-    assert rows[0][1]["pairs"] == [{"better": 1, "worse": 0, "margin": "slightly"}]
+        rows = dict(StoreReader().rows(store.path))  # while it is open elsewhere
+    assert {number: str(row) for number, row in rows.items() if isinstance(row, LeftOut)} == {
+        2: "without labels",
+        3: "without labels",
+        4: "flagged",
+        5: "without labels",
+        6: "changed since",
+    }
+    assert [rows[number]["prompt"][0]["content"] for number in (1, 7)] == ["labeled", "gold"]
+    assert rows[1]["pairs"] == [{"better": 1, "worse": 0, "margin": "slightly"}]
+
+
+def test_answers_that_nobody_rated_leave_their_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thumbs = [several("thumb", text, 1) for text in ("good", "bad", "no thumb", "tied", "flagged")]
+    with opened(tmp_path, *thumbs) as store:
+        for place, who, good in ((0, "ann", 1), (1, "ann", 0), (3, "ann", 1), (3, "bob", 0)):
+            store.submit(event(thumbs[place], {"good": bool(good)}, who=who))
+        store.submit(event(thumbs[4], {"note": "private"}, kind="flag"))
+    kto = {"algorithm": "kto", "data": "labels.feedback"}
+    assert main(["check", str(write_recipe(tmp_path, {"kto": kto}, TINY))]) == 0
+    text = "".join(capsys.readouterr())
+    assert "2 conversations, 2 prompts\n" in text
+    assert text.count("labels.feedback: left out: flagged (1)\n") == 1
+    assert "kto: 2 left out (without_label): 'no thumb', 'tied'" in text
 
 
 def test_rows_do_not_show_what_only_the_store_needs(tmp_path: Path) -> None:
@@ -56,6 +80,9 @@ def test_the_digest_is_of_what_counts(tmp_path: Path) -> None:
             known.append(content_digest(path))
             return known[-1] != known[-2]
 
+        def reads() -> int:
+            return sum(isinstance(row, dict) for _, row in StoreReader().rows(path))
+
         label = store.submit(event(item))
         assert changes()  # though it is only in the log next to the file
         store.submit(event(other, {"reason": "unclear"}, kind="skip"))
@@ -65,10 +92,10 @@ def test_the_digest_is_of_what_counts(tmp_path: Path) -> None:
         store.ask([replace(item, gold={"better": 1})], "")
         assert changes()
         for granted in (True, False):
-            assert len(list(StoreReader().rows(path))) == 1 and not changes()
+            assert reads() == 1 and not changes()
             store.submit(event(None, {"granted": granted}, kind="consent", who="eve"))
         assert changes()  # nobody learns from the prompts of people who withdrew
-        assert list(StoreReader().rows(path)) == []
+        assert reads() == 0
 
 
 def test_a_store_without_labels_says_so(tmp_path: Path, said: Said) -> None:

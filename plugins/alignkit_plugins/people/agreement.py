@@ -14,7 +14,8 @@ from typing import Any, get_args
 from alignkit import Reader
 from alignkit.contract.report import Table
 from alignkit.data.files import NumberedRows
-from alignkit.data.group import group_to_json
+from alignkit.data.group import group_to_json, with_responses
+from alignkit.errors import LeftOut
 from alignkit.evaluation.statistics import (
     Share,
     agreement_of,
@@ -26,7 +27,7 @@ from alignkit_plugins.compare.comparison import units_of
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import Consent, Flag, Label, gaps
 from alignkit_plugins.people.store import Store
-from alignkit_plugins.people.votes import Labeled, labeled, labeled_groups
+from alignkit_plugins.people.votes import UNLABELED, Labeled, labeled, labeled_groups
 
 # By the pairs that a label compares: whether the first is better
 Rating = dict[tuple[int, int], bool]
@@ -174,19 +175,25 @@ class StoreReader(Reader):
     def rows(self, path: Path) -> NumberedRows:
         """The groups of a store, numbered by the positions of their items, as it is now.
 
-        Without items that are flagged, that have no label, that nobody is asked about any more, or
-        whose author took the consent back.
+        An answer without a thumb, or with as many up as down, leaves its prompt. Other items without
+        a label are `LeftOut`, and so are those that are flagged, that nobody is asked about any
+        more, or whose author took the consent back.
         """
         with Store.open(path) as store:
             entries = labeled(store)
         for entry in entries:
-            if entry.counts:
-                for group in labeled_groups(entry):
-                    yield entry.stored.position, json.loads(group_to_json(group))
+            groups = labeled_groups(entry) if entry.counts else []
+            if entry.item.task == "thumb" and entry.left_out in ("", UNLABELED):
+                groups = groups or [with_responses(entry.item.group, ())]
+            for group in groups:
+                yield entry.stored.position, json.loads(group_to_json(group))
+            if not groups:
+                yield entry.stored.position, LeftOut(entry.left_out)
 
     def digest(self, path: Path) -> str:
         """SHA-256 of the rows that a recipe reads."""
-        return hashlib.sha256(repr(list(self.rows(path))).encode()).hexdigest()
+        rows = [row for row in self.rows(path) if not isinstance(row[1], LeftOut)]
+        return hashlib.sha256(repr(rows).encode()).hexdigest()
 
     def facts(self, path: Path) -> Mapping[str, Any]:
         """How far the annotators agree."""

@@ -175,7 +175,6 @@ def store_of(data: Path) -> Path:
 
 def groups_to_label(path: Path) -> list[Group]:
     """The rows of a file. Raises `RecipeError` if there is no such file, `DataError` for bad rows."""
-    from alignkit.data.files import skips
     from alignkit.host.plugins import plugins
     from alignkit.io.text import is_file
     from alignkit.recipe.sources import OR_SKIP, DataSource, DataSpec
@@ -188,8 +187,8 @@ def groups_to_label(path: Path) -> list[Group]:
         loaded = RunData(Path).read(DataSpec((DataSource(path=path.resolve()),)))
     except DataError as error:  # only a recipe can skip rows
         raise DataError(str(error).removesuffix(OR_SKIP)) from error
-    if skipped := skips(loaded.skipped):  # those that a format leaves out
-        typer.echo(f"{path}: {skipped}", err=True)
+    for note in loaded.sources[0].notes:
+        typer.echo(f"{path}: {note}", err=True)
     return loaded.groups
 
 

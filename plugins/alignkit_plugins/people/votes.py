@@ -27,6 +27,7 @@ from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import Consent, Flag, Label, agrees, canonical, gaps, level
 from alignkit_plugins.people.store import Event, Store, Stored
 
+UNLABELED = "without labels"  # why an item is left out
 FEWEST = 5  # answers to gold items that decide about a person
 
 
@@ -72,7 +73,7 @@ class Labeled:
             return "consent withdrawn"
         if self.flags:
             return "flagged"
-        return "" if self.labels else "without labels"
+        return "" if self.labels else UNLABELED
 
     @property
     def counts(self) -> bool:

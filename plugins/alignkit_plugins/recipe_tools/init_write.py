@@ -315,6 +315,8 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
     if len({row.responses[0].label for row in rows["good-and-bad"]}) < 2:
         rows["good-and-bad"] = []  # good ones are demonstrations
     counts = {word: len(list(filter(one.is_explicit, rows[word]))) for word, one in KINDS.items()}
+    if rows["good-and-bad"]:
+        counts["prompts"] = 0  # some answers of people's chats are not rated
     most = max(counts, key=counts.__getitem__)
     kind = kind or most
     if not rows[kind]:
@@ -333,7 +335,7 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
     asked = kind == "known-answers" and source.format == "prompt_only"
     if asked and not all(map(_has_answer, groups)):
         return _read(path, name, kind, "template", {**keys, **ANSWERED})
-    bad = [*map(str, loaded.skipped)]
+    bad = [str(row) for row in loaded.skipped if not row.left_out]
     if kind == "demos":
         for row in groups:
             if why := why_not_demonstration(row):
