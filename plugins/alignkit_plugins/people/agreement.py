@@ -148,7 +148,7 @@ def said_of_sources(entries: Sequence[Labeled]) -> Table:
     units = units_of(entry.item.group for entry in entries)
     for unit, entry in zip(units, entries, strict=True):
         task = entry.item.task
-        for group in labeled_groups(entry) if entry.counts else ():
+        for group in labeled_groups(entry):
             for place, answer in enumerate(group.responses):
                 source = answer.source or "-"
                 if task == "thumb":
@@ -182,13 +182,12 @@ class StoreReader(Reader):
         with Store.open(path) as store:
             entries = labeled(store)
         for entry in entries:
-            groups = labeled_groups(entry) if entry.counts else []
+            groups = labeled_groups(entry)
             if entry.item.task == "thumb" and entry.left_out in ("", UNLABELED):
                 groups = groups or [with_responses(entry.item.group, ())]
-            for group in groups:
-                yield entry.stored.position, json.loads(group_to_json(group))
-            if not groups:
-                yield entry.stored.position, LeftOut(entry.left_out)
+            rows = [json.loads(group_to_json(group)) for group in groups]
+            for row in rows or [LeftOut(entry.left_out)]:
+                yield entry.stored.position, row
 
     def digest(self, path: Path) -> str:
         """SHA-256 of the rows that a recipe reads."""

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -117,7 +118,7 @@ def export(store: Store, out: Path, license: str = "") -> list[str]:
         raise DataError(f"{out}: there is such a folder; name a new one")
     with replace_folder(out) as new, Store.open(new / SHARED, new=True) as shared:
         notes = share(store, shared, license)
-        entries = [entry for entry in labeled(shared) if entry.counts]
+        entries = labeled(shared)
         layouts = []
         for layout in WRITTEN:
             if rows := "".join(_rows(entries, layout)):
@@ -239,9 +240,7 @@ def data_set_card(store: Store, layouts: Sequence[str]) -> str:
     entries = labeled(store)
     licenses = sorted({entry.item.license for entry in entries})
     facts = agreement(entries)
-    votes = Counter[str]()
-    for entry in entries:
-        votes.update(entry.votes.keys())
+    votes = Counter(chain.from_iterable(entry.votes for entry in entries))
     people = consents(store)
     credited = [
         [each.credit, str(votes[who])] for who, each in sorted(people.items()) if each.credit

@@ -11,6 +11,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,11 +179,11 @@ class People(Step):
             worse, notes = below([*entries, *gold], options.min_gold)
         except BadRow as error:
             raise RunFailed(f"{stage}: {error}") from error
-        counted, groups = list[Labeled](), list[Group]()
+        counted = list[Labeled]()
         for entry in entries:
             votes = {who: label for who, label in entry.votes.items() if who not in worse}
             counted.append(replace(entry, votes=votes))
-            groups += labeled_groups(counted[-1]) if counted[-1].counts else ()
+        groups = [*chain.from_iterable(map(labeled_groups, counted))]
         if not groups:
             raise RunFailed(
                 f"{stage}: nothing can be learned from the labels: all are tied or absent"
@@ -191,9 +192,7 @@ class People(Step):
 
         agreed = agreement([*entries, *gold], worse)
         context.write_json(AGREEMENT, {"questions": agreed})
-        labels = Counter[str]()
-        for entry in entries:
-            labels.update(entry.votes.keys())
+        labels = Counter(chain.from_iterable(entry.votes for entry in entries))
         facts: dict[str, Any] = {
             "items": len(entries),
             "labels": labels.total(),
@@ -294,10 +293,7 @@ def _review_of(entry: Labeled, author: str) -> Item:
 
 def _keep_good(entries: Sequence[Labeled], reviews: Sequence[Labeled]) -> None:
     """Leave out the texts that most reviewers did not find good."""
-    good = set()
-    for review in reviews:
-        if review.counts and is_good(review.labels):
-            good.add(review.item.id)
+    good = {each.item.id for each in reviews if each.counts and is_good(each.labels)}
     for entry in entries:
         for who in list(entry.votes):
             if _review_of(entry, who).id not in good:

@@ -129,11 +129,9 @@ def withdrawn(store: Store) -> set[str]:
     """The annotators who took their consent back: their labels count nowhere, and nobody learns
     from their prompts.
     """
-    agreed, latest = set(), consents(store)
-    for event in store.effective("consent"):
-        if event.payload["granted"]:
-            agreed.add(event.annotator)
-    return {name for name in agreed if not latest[name].granted}
+    answers = store.effective("consent")
+    agreed = {event.annotator for event in answers if event.payload["granted"]}
+    return {name for name, latest in consents(store).items() if not latest.granted} & agreed
 
 
 # People whose labels count
@@ -183,9 +181,11 @@ def below(entries: Iterable[Labeled], least: float | None) -> tuple[set[str], li
 
 
 def labeled_groups(entry: Labeled) -> list[Group]:
-    """What is learned of an item: a group, or one for each text that people wrote; none of a thumb
-    that as many give up as down.
+    """What is learned of an item: a group, or one for each text that people wrote; none if it does
+    not count, or of a thumb that as many give up as down.
     """
+    if not entry.counts:
+        return []
     item, labels = entry.item, entry.labels
     group = replace(item.group, pairs=None)
     if item.license:
