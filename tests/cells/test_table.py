@@ -246,3 +246,13 @@ def test_a_setting_is_scored_where_it_was_not_chosen() -> None:
     assert text.startswith("chosen by tuning with the other seeds (slow 2x, fast 1x): 83% [")
     few = [table_of([one for one in own if one["seed"] < 5], "report") for own in (tuning, shown)]
     assert not [*choice(*few, "tuning")]
+
+
+def test_a_policy_is_known_by_its_stage_and_by_the_seeds_that_all_have() -> None:
+    """Scores of the same answers differ by rounding."""
+    cells = [cell(name, seed, {"right": ALL}) for name in ("ppo", "grpo") for seed in (3, 4)]
+    for one in cells[1:]:  # one grpo is not there
+        one["stages"] = {"sft": {"hash": f"of {one['seed']}"}, "align": {"hash": str(one)}}
+        one["evaluations"]["report"]["scores"]["right"]["sft"] = [0.5 + 1e-9 * len(str(one))] * 40
+    cells[0]["stages"] = {"sft": {"hash": "of 3"}, "align": {"hash": "another"}}
+    assert {row.policy for row in table_of(cells[:3], "report").rows} == {"sft", "ppo", "grpo"}

@@ -36,7 +36,6 @@ UNCLEAR = "No clear difference in"  # says only which other metrics there are
 VARY = "Seeds vary what is sampled and in which order, not which rows were collected."
 
 Cells = Sequence[Mapping[str, Any]]  # rows of cells (`rows.rows_of`)
-Variants = Mapping[str, Mapping[int, Mapping[str, Any]]]  # evaluations by variant and seed
 
 
 class CellTable(NamedTuple):
@@ -58,7 +57,7 @@ def table_of(cells: Cells, stage: str) -> CellTable:
     for one in cells:
         name = ", ".join(value for key, value in one["values"].items() if key != SEED)
         own = variants.setdefault(name, {})
-        if own.setdefault(one[SEED], one["evaluations"][stage]) != one["evaluations"][stage]:
+        if own.setdefault(one[SEED], one)["evaluations"][stage] != one["evaluations"][stage]:
             raise DataError(f"{_address(one)}: two folders have different results of it")
     every = set[int]().union(*variants.values())
     seeds, notes = sorted(every.intersection(*variants.values())), list[str]()
@@ -67,9 +66,11 @@ def table_of(cells: Cells, stage: str) -> CellTable:
     if left := sorted(every.difference(seeds)):
         notes.append(f"left out, as not all cells have them: seeds {', '.join(map(str, left))}")
     first = cells[0]["evaluations"][stage]
-    names, evaluations = _names(first["policies"], variants), list[Any]()
-    for variant, own in variants.items():
-        evaluations += [(own[seed], names[variant], seed) for seed in seeds]
+    whole = {variant: [own[seed] for seed in seeds] for variant, own in variants.items()}
+    names, evaluations = _names(first["policies"], whole, stage), list[Any]()
+    for variant, runs in whole.items():
+        for one in runs:
+            evaluations.append((one["evaluations"][stage], names[variant], one[SEED]))
     scores, baseline = scores_in(evaluations), first["baseline"]
     columns = dict.fromkeys(name for own in names.values() for name in own.values())
     others = [name for name in columns if name not in (baseline, BASE)]
@@ -80,7 +81,8 @@ def table_of(cells: Cells, stage: str) -> CellTable:
         notes += _visible(scores, headline, baseline, others)
     if baseline in columns:
         notes += _best(scores, headline, baseline, others)
-        notes += apart(scores, headline, others[:1], others[1:])
+        varied = [name for name in others if name not in first["policies"]] or others
+        notes += apart(scores, headline, varied[:1], varied[1:])
     heads = [one for one in scores.rows if one.metric == headline and one.policy in others]
     rows = adjusted(rows, of_cells=True)
     return CellTable(rows, seeds, notes, headline, Scores(scores.measures, heads))
@@ -118,13 +120,15 @@ def _address(one: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in one["values"].items())
 
 
-def _names(policies: Sequence[str], variants: Variants) -> dict[str, dict[str, str]]:
+def _names(
+    policies: Sequence[str], variants: Mapping[str, Cells], stage: str
+) -> dict[str, dict[str, str]]:
     """What the policies of each variant are called. A policy that is the same in all of them has a
     name in the first one only; others are called as their variants.
     """
     different = {policies[-1]} if any(variants) else set[str]()
     for policy in policies:
-        texts = {str(_of_policy(own, policy)) for own in variants.values()}
+        texts = {str(_identity(own, policy, stage)) for own in variants.values()}
         different |= {policy} if len(texts) > 1 else set()
     alone = len(different) == 1 and {BASE, *policies}.isdisjoint(variants)
     names, shared = dict[str, dict[str, str]](), {one: one for one in policies}
@@ -137,10 +141,15 @@ def _names(policies: Sequence[str], variants: Variants) -> dict[str, dict[str, s
     return names
 
 
-def _of_policy(own: Mapping[int, Any], policy: str) -> list[Any]:
+def _identity(cells: Cells, policy: str, stage: str) -> list[Any]:
+    """What tells a policy from others, by seed: the key of its stage, or its scores. Scores of the
+    same answers differ by rounding if they were computed next to others.
+    """
     found = list[Any]()
-    for one in own.values():
-        found += [scores.get(policy) for scores in one["scores"].values()]
+    for one in cells:
+        key = one["stages"].get(policy, {}).get("hash")
+        scores = one["evaluations"][stage]["scores"].values()
+        found.append(key or [own.get(policy) for own in scores])
     return found
 
 
