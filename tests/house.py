@@ -45,8 +45,8 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 187_000
-  alignkit and plugins: 317_000
+  plugins: 189_000
+  alignkit and plugins: 318_000
   all Python but tests: 404_000
   tests: 389_000
   schema names: 340
