@@ -57,6 +57,23 @@ read d.jsonl: warning: 1 with the same prompt and the opposite preference: row 1
   better  a
   worse   b
 
+{"prompt": "q", "chosen": " ", "rejected": "b"}
+{"prompt": "r", "chosen": "\U0001f44d", "rejected": "b"}
+read d.jsonl: preference (recognized), 2 conversations, 2 pairs
+read d.jsonl: warning: 1 with an empty response, which is compared as any other: row 1
+  user    q
+  better  (empty)
+  worse   b
+
+{"prompt": "q", "answer": "Berne | Bern"}
+{"prompt": "p", "answer": "#N/A"}
+{"prompt": "r", "answer": "# of 4"}
+read d.jsonl: prompt_only (recognized), 3 prompts
+read d.jsonl: warning: 1 with several known answers in one text, which is right as a whole only: write a list: row 1
+read d.jsonl: warning: 1 with an error of a spreadsheet as known answer: row 2
+  user  q
+read d.jsonl: not in the conversation, kept for rewards: answer
+
 {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "slightly", "p": 0.75}
 read d.jsonl: preference (recognized), 1 conversation, 1 pair
   user    q

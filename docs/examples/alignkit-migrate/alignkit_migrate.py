@@ -116,7 +116,7 @@ class Migration:
 
         text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
         self.tables, self.tool, self.config = yaml.safe_load(text), tool, config
-        self.given, self.words, self.recipe, self.stage = {}, {}, {"name": "migrated"}, {}
+        self.given, self.words, self.recipe, self.stage = {}, {}, {"name": Path(config).stem}, {}
         self.notes, self.lost = self.tables["notes"], []
 
     def read(self, values: Mapping[str, Any]) -> None:

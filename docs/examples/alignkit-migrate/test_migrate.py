@@ -34,7 +34,7 @@ def test_a_config_is_carried_over(name: str, capsys: Any) -> None:
     recipe, out = migrated(case), capsys.readouterr().out
     for keys, value in case["recipe"].items():
         assert reduce(lambda place, key: place.get(key), keys.split("."), recipe) == value, keys
-    assert out.endswith("\nok: migrated: stages {}\n".format(*recipe["stages"]))
+    assert out.endswith("\nok: old: stages {}\n".format(*recipe["stages"]))
     for note in case.get("notes", ()):
         assert note in out and note in Path("new.yaml").read_text(encoding="utf-8")
     with pytest.raises(RecipeError, match="already exists"):

@@ -4,6 +4,7 @@ pairs, labels, and one row as read.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,16 @@ from alignkit_plugins.text.shown import counts, readable_turns, shortened
 TURNS = 3  # a sample row shows this many of a prompt, and of what follows it
 OPPOSITE = "the same prompt and the opposite preference"
 OTHER = "the same question and another known answer, where each row keeps its own"
+EMPTY = "an empty response, which is compared as any other"
+# Known answers that no response can be
+ODD = {
+    re.compile(
+        "[|;]"
+    ): "several known answers in one text, which is right as a whole only: write a list",
+    re.compile(
+        r"#(N/A|REF!|VALUE!|DIV/0!|NAME\?|NUM!|NULL!)"
+    ): "an error of a spreadsheet as known answer",
+}
 LENGTHS = {"prompt_characters": "prompts", "response_characters": "responses"}
 
 
@@ -47,18 +58,26 @@ def describe(loaded: Loaded) -> list[str]:
 
 
 def contradictions(groups: Iterable[Group]) -> list[str]:
-    """A warning if rows have the same prompt, and chosen and rejected exchanged; and one if their
-    known answers differ.
+    """Warnings of rows that contradict each other or that hold what nobody can have meant: the same
+    prompt with chosen and rejected exchanged, or with other known answers; empty responses in pairs;
+    known answers that no response can be.
     """
     first, found = dict[Any, tuple[str, int]](), defaultdict[str, list[str]](list)
     for group in groups:
         texts = [normalized(turns_text(turns_of_response(one))) for one in group.responses]
         prompt, row = normalized(turns_text(group.prompt)), group.origin.row if group.origin else 0
         claims = list[tuple[str, Any, str]]()
-        for pair in resolved_pairs(group):
+        pairs = resolved_pairs(group)
+        if pairs and not all(turns_text(turns_of_response(one)).strip() for one in group.responses):
+            found[EMPTY].append(str(row))
+        for pair in pairs:
             better, worse = texts[pair.better], texts[pair.worse]
             if better != worse:
                 claims.append((OPPOSITE, (prompt, frozenset([better, worse])), better))
+        if isinstance(text := group.meta.get("answer"), str):
+            for pattern, what in ODD.items():
+                if pattern.search(text):
+                    found[what].append(str(row))
         if known := str(group.meta.get("answer", "")):
             claims.append((OTHER, prompt, str(number_of(known) or normalized(known))))
         for text, question, claim in claims:

@@ -136,7 +136,8 @@ def _numbers(facts: Mapping[str, Any], room: int, most: int) -> list[str]:
         shown = [row for row in rows if row.metric in names[:count]]
         lines = _columns(shown, newest, older)
         if left := len(names) - count:
-            rest = f"{left} more in {'/report.txt, '.join(stages)}/report.txt"
+            files = [f"{stage}/report.txt" for stage in stages]
+            rest = f"{left} more in {'report.html' if facts['cells'] else ', '.join(files)}"
             lines.append(cut(rest, WIDTH, MORE))
         if len(lines) <= (room if count > decide else most):
             break
