@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -176,11 +177,19 @@ def test_what_it_says_first(said: Said) -> None:
         store.add([pair("known", gold={"better": 0}), pair("done"), pair("old")])
         store.submit(event(pair("done")))
         store.put(pair("old"), wanted=1, retired=True)
-        greet(store, 1)
+        greet(store, ["ann"])
         alone = said()
-        greet(store, 3)
-    assert "items to label: 1" in alone and "labels by 3 people, but only 1 can label" in alone
-    assert "name more with --annotator" in alone and "warning" not in said()
+        greet(store, ["ann", "bob", "eva"])
+        assert "warning" not in said()
+        for item in store.items()[:1]:
+            store.put(replace(item.item, settled_by="eve", disputed=True), wanted=3)
+        greet(store, ["eve"])
+        settling = said()
+        greet(store, ["eva"])
+    assert "items to label: 1" in alone and "labels by 3 people, but only ann can label" in alone
+    assert "name more with --annotator" in alone
+    assert "items to settle: 1;" in settling and "warning" not in settling
+    assert "warning: each item needs the label of eve, but only eva can label here" in said()
 
 
 def test_without_the_packages_it_says_what_to_install(

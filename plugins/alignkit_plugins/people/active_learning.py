@@ -53,12 +53,8 @@ def prioritized(items: Sequence[Item], rewards: Sequence[Any], context: StepCont
     for (item_id, *_), raters in preferences.items():
         sure = [(raters[0], math.copysign(1, raters[0]))]  # the only rater
         urgency[item_id].append(fmean(-a * b for a, b in list(combinations(raters, 2)) or sure))
-    result = []
-    for item in items:
-        if item.id in urgency:
-            item = replace(item, priority=round(fmean(urgency[item.id]), 6))
-        result.append(item)
-    return result
+    priorities = {name: round(fmean(found), 6) for name, found in urgency.items()}
+    return [replace(item, priority=priorities.get(item.id, item.priority)) for item in items]
 
 
 def _gaps(items: Sequence[Item], spec: Any, context: StepContext) -> Gaps:

@@ -71,7 +71,7 @@ def _ratings(item: Item, label: Label) -> Rating:
 
 def _measured(task: str, entries: Sequence[Labeled], left_out: Collection[str]) -> dict[str, Any]:
     units, clusters = list[list[bool]](), list[int]()
-    rated, shared, items = set[str](), set[str](), defaultdict[str, set[str]](set)
+    shared, items = set[str](), defaultdict[str, set[str]](set)
     with_others, with_gold = Cases(list), Cases(list)
     prompts = units_of(entry.item.group for entry in entries)
     for prompt, entry in zip(prompts, entries, strict=True):
@@ -87,8 +87,8 @@ def _measured(task: str, entries: Sequence[Labeled], left_out: Collection[str]) 
             counted = {who: rating for who, rating in ratings.items() if who not in left_out}
             units.append(list(counted.values()))
             clusters.append(prompt)
-            rated.add(item.id)
-            shared |= {item.id} if len(counted) > 1 else set()
+            if len(counted) > 1:
+                shared.add(item.id)
             for who, rating in ratings.items():
                 items[who].add(item.id)
                 for name, other in counted.items():
@@ -100,9 +100,13 @@ def _measured(task: str, entries: Sequence[Labeled], left_out: Collection[str]) 
     for who, own in sorted(items.items()):
         shares = {"with_others": _share(with_others[who]), "with_gold": _share(with_gold[who])}
         people[who] = {"items": len(own), **shares}
-    counts = {"items": len(rated), "shared": len(shared)}
-    agreed = agreement_of(units, clusters=clusters)
-    return {"question": task, **counts, **agreed, "people": people}
+    return {
+        "question": task,
+        "items": len(set().union(*items.values())),
+        "shared": len(shared),
+        **agreement_of(units, clusters=clusters),
+        "people": people,
+    }
 
 
 def _share(cases: Sequence[tuple[bool, int]]) -> Share | None:

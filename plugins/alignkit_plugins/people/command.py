@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +96,7 @@ def label(
         if guidelines is not None:
             store.add_guidelines(text_of(guidelines))
         listener = stack.enter_context(server.listening(port, address))
-        greet(store, len(names))
+        greet(store, names)
         address.warn(listener)
         sessions = list(map(Session, names))
         for session in sessions:
@@ -131,10 +132,11 @@ def prepared(
         refuse(f"--task: unknown task '{task}'", did_you_mean(task, TASKS, "tasks"))
     is_store = data.suffix == SUFFIX
     right = items_of(groups_to_label(gold), task, gold=True) if gold else []
-    items = [] if is_store else items_of(groups_to_label(data), task)
-    if not items and not is_store:
-        raise DataError(f"{data}: there is no row to label")
-    path = data if is_store else store_of(data)
+    path = data
+    if not is_store:
+        path, items = store_of(data), items_of(groups_to_label(data), task)
+        if not items:
+            raise DataError(f"{data}: there is no row to label")
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(path, new=not is_store))
         if not is_store:
@@ -192,15 +194,26 @@ def groups_to_label(path: Path) -> list[Group]:
     return loaded.groups
 
 
-def greet(store: Store, people: int) -> None:
-    """Say how many items wait, and if more people are needed."""
-    still_open = "retired = 0 AND gold IS NULL AND labels < wanted"
-    rows = store.rows(f"SELECT count(*), coalesce(max(wanted), 0) FROM items WHERE {still_open}")
-    count, wanted = rows[0]
-    typer.echo(f"items to label: {count}; labels go to {store.path}", err=True)
-    if wanted > people:
-        text = f"each item needs labels by {wanted} people, but only {people} can label here"
-        typer.echo(f"warning: {text}\n  help: name more with --annotator", err=True)
+# Flagged items count nowhere, so nobody waits for their labels.
+WAITING = """
+SELECT iif(json_extract(content, '$.disputed'), json_extract(content, '$.settled_by'), '') AS settler,
+    count(*), max(wanted) FROM items
+WHERE retired = 0 AND gold IS NULL AND labels < wanted
+    AND NOT EXISTS (SELECT 1 FROM effective AS e WHERE e.item = items.id AND e.kind = 'flag')
+GROUP BY settler
+"""
+
+
+def greet(store: Store, names: Sequence[str]) -> None:
+    """Say how many items wait, and if others are needed than these people."""
+    for settler, count, wanted in store.rows(WAITING) or store.rows("SELECT '', 0, 0"):
+        what, needs, lacks = "label", f"labels by {wanted} people", wanted > len(names)
+        if settler:
+            what, needs, lacks = "settle", f"the label of {settler}", settler not in names
+        typer.echo(f"items to {what}: {count}; labels go to {store.path}", err=True)
+        if lacks:
+            text = f"each item needs {needs}, but only {', '.join(names)} can label here"
+            typer.echo(f"warning: {text}\n  help: name more with --annotator", err=True)
 
 
 def say_goodbye(store: Store) -> None:
@@ -243,9 +256,13 @@ def report(context: typer.Context, store: StoreFile) -> Result | None:
     unused = Counter[str]()
     for entry in entries:
         why = entry.left_out or "tied" * entry.is_tied
-        counts = {"items": 1, "labels": len(entry.votes), "learned from": int(not why)}
-        item = entry.item
-        tasks[item.task].update({**counts, "gold": int(item.gold is not None)})
+        counts = {
+            "items": 1,
+            "labels": len(entry.votes),
+            "learned from": int(not why),
+            "gold": int(entry.item.gold is not None),
+        }
+        tasks[entry.item.task].update(counts)
         unused[why] += 1
     del unused[""]
     agreed = agreement(entries)

@@ -282,13 +282,16 @@ def _lacking(entry: Labeled, annotators: int) -> int:
 
 def _review_of(entry: Labeled, author: str) -> Item:
     item = entry.item
-    more: dict[str, Any] = {
-        "license": item.license,
-        "author": author,
-        "origins": (AUTHOR,),
-        "results": item.results,
-    }
-    return Item("thumb", item.prompt, (entry.votes[author]["text"],), item.tools, **more)
+    return Item(
+        "thumb",
+        item.prompt,
+        (entry.votes[author]["text"],),
+        item.tools,
+        (AUTHOR,),
+        license=item.license,
+        author=author,
+        results=item.results,
+    )
 
 
 def _keep_good(entries: Sequence[Labeled], reviews: Sequence[Labeled]) -> None:
@@ -322,8 +325,7 @@ def wins(entries: Sequence[Labeled]) -> list[dict[str, Any]]:
         values, shared = zip(*found, strict=True)
         samples = 1 if set(values) <= {0.0, 1.0} else len(values)
         preferred = Scale((0.0, 1.0), samples).mean(values, shared)
-        row = {"source": one, "against": other, "pairs": len(values), "preferred": preferred}
-        rows.append(row)
+        rows.append({"source": one, "against": other, "pairs": len(values), "preferred": preferred})
     return rows
 
 
