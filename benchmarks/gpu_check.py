@@ -238,7 +238,11 @@ def intervals() -> dict[tuple[str, str], tuple[float, float]]:
     cells = rows_of(ROOT / "benchmarks" / "outcomes")
     cells = [cell for cell in cells if cell["values"]["methods"] == "ppo"]
     rows = table_of(cells, "report").rows
-    return {(row.policy, row.metric): (row.estimate["low"], row.estimate["high"]) for row in rows}
+    found = {}
+    for row in rows:
+        policy = "align" if row.policy == "ppo" else row.policy
+        found[policy, row.metric] = row.estimate["low"], row.estimate["high"]
+    return found
 
 
 def rates(evaluation: Path) -> Iterator[tuple[str, str, float]]:

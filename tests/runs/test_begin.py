@@ -110,7 +110,7 @@ SECOND = """
 sft: unchanged, reused
 align iteration 1/2
 align iteration 2/2
-labels: sample 1/1
+labels: responses 1/1
 labels: judge 1/1
 """
 

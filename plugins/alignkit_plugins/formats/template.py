@@ -360,9 +360,13 @@ class PublicSet(Template):
     def __init__(self, options: Any = None):
         super().__init__(TemplateOptions(**self.data_set.template))
 
+
+class RecognizedSet(PublicSet):
+    """Base class of those that a recipe need not name."""
+
     @classmethod
     def matches(cls, row: Any) -> bool:
-        if not cls.data_set.recognized or not cls.has(row, *json.loads(cls.example)):
+        if not cls.has(row, *json.loads(cls.example)):
             return False
         try:
             return bool(cls().read(row))
@@ -378,4 +382,4 @@ def _reader(name: str, data_set: DataSet) -> type[Template]:
     if not data_set.recognized:
         wants += "; a recipe must name it"
     facts = {"called": name, "wants": wants, "example": data_set.example, "data_set": data_set}
-    return type(name, (PublicSet,), facts)
+    return type(name, (RecognizedSet if data_set.recognized else PublicSet,), facts)

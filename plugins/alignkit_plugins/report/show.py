@@ -16,7 +16,6 @@ from alignkit.errors import refuse
 from alignkit.io.atomic import discard_folder, write_text
 from alignkit.io.results import CELLS, PAGE, RECIPE, RESULTS, WORK, damage_of, read_record, stage_of
 from alignkit.io.text import is_file
-from alignkit_plugins.command_line.find import find_result, is_result_name, results_of_stage
 from alignkit_plugins.command_line.printing import reported
 
 
@@ -50,7 +49,7 @@ def show(
       alignkit show runs/quickstart --open
       alignkit show runs/quickstart --prune
     """
-    from alignkit_plugins.command_line.find import RUNS, find_run, runs_in
+    from alignkit_plugins.command_line.find import RUNS, find_run, is_result_name, runs_in
 
     folder = folders[0] if folders else None
     if folders and (len(folders) > 1 or _has_cells(folders[0])):
@@ -134,6 +133,8 @@ def results_table(run: Path, reference: str = "") -> Table:
     """All results of a run, or the one that `align@ppo` names. Raises RecipeError if there is
     none.
     """
+    from alignkit_plugins.command_line.find import find_result
+
     if reference:
         find_result(run, reference)
     current = sorted(path.parent for path in run.glob("[!.]*/stage.json"))
@@ -146,6 +147,8 @@ def results_table(run: Path, reference: str = "") -> Table:
 
 
 def _row(run: Path, folder: Path, state: str) -> list[str]:
+    from alignkit_plugins.command_line.find import results_of_stage
+
     stage = folder.name if folder.parent == run else stage_of(folder)
     result = stage
     for name, path in results_of_stage(run, stage).items():
