@@ -125,7 +125,7 @@ def imported() -> Iterator[tuple[str, Path]]:
 def test_everything_imported_is_declared() -> None:
     """Not only required by a package that alignkit requires: its next version may do without."""
     found = dict(imported())
-    assert {"matplotlib", "pyarrow"} <= found.keys()
+    assert {"scipy", "pyarrow"} <= found.keys()
     # pydantic pins the version of its core
     packages = {**packages_distributions(), "pydantic_core": ["pydantic"]}
     for name, file in found.items():

@@ -199,7 +199,7 @@ mappings formats.column_mappings:advice  what columns may mean that no format re
 near data_tools.near:alike  rows that nearly repeat each other
 
 [cells]
-many cells.running:cells  many runs of a recipe, and what they say together
+many report.show:cells  many runs of a recipe, and what they say together
 
 [data_facts]
 data_card report.data_card:cards  how many rows, how long, which labels

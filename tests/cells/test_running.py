@@ -55,6 +55,7 @@ def test_what_cannot_run_is_refused_before_anything_runs(
 def test_cells_share_what_does_not_vary_and_make_one_table(
     recipe: Path, printed: Said, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ALIGNKIT_REPORT", "1")
     loaded = load.load_named
 
     def warns(*given: Any) -> Any:
@@ -85,6 +86,10 @@ def test_cells_share_what_does_not_vary_and_make_one_table(
     assert main(["show", "runs/many"]) == 0
     shown = printed()
     assert "2 cells, seed 0" in shown and "the intervals are over prompts only" in shown
+    assert "report: runs/many/report.html" in shown
+    assert "<h2>Many runs" in Path("runs/many/report.html").read_text()
+    assert main(["show", "runs/many", "--csv"]) == 0
+    assert printed().startswith("stage,policy,metric,seed,mean,low,high,prompts\nreport,")
     made = alignkit.run(recipe, each={"stages.more.max_steps": [1, 2]}, jobs=2)
     assert [*made] == [
         f"max_steps={n}/{name}" for n in (1, 2) for name in ("sft", "more", "report")

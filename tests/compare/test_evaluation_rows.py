@@ -26,7 +26,7 @@ from alignkit_plugins.compare.rows import (
     rows_in,
 )
 from alignkit_plugins.compare.scores import Measure, Score, Scores, compare
-from alignkit_plugins.compare.tables import comparisons, table
+from alignkit_plugins.compare.tables import table
 from alignkit_plugins.compare.verdicts import (
     LONGER_IS_BETTER,
     SHORTER_IS_BETTER,
@@ -306,11 +306,6 @@ length, tokens | 20.0 [19.0, 21.0] | 20.0 [19.0, 21.0]
 truncated | 50% | 50%
 KL, nats | 0.00 | 2.00
 """
-COMPARISONS = """
-align | refused | +30% [20, 40] | +10% [-10, 30] | 75% [50, 90] | 12/4/4
-align | refused in vain | +10% [-10, 30] | +10% [-10, 30] | 75% [50, 90] | 12/4/4
-align | judge | 70% [60, 80] | 60% [40, 80] | 75% [50, 90] | 12/4/4
-"""
 
 
 def test_tables_and_the_file_are_of_the_same_rows() -> None:
@@ -318,7 +313,6 @@ def test_tables_and_the_file_are_of_the_same_rows() -> None:
     upright = table(main_rows(rows))
     assert upright.columns == ["", "sft", "align"] and upright.note == "* lower is better"
     assert list(map(tuple, upright.rows)) == cells(TABLE)
-    assert list(map(tuple, comparisons(rows).rows)) == cells(COMPARISONS)
     assert rows_in({"results": json.loads(json.dumps(list(map(plain, rows))))}) == rows
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from made import make_run, rewritten
 
 from alignkit_plugins.cells.earlier import with_earlier
@@ -15,6 +14,8 @@ from alignkit_plugins.compare.rows import Row, main_rows, plain
 from alignkit_plugins.report import document as overview
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
+from alignkit_plugins.report.figures import intervals
+from tests.rows import cells
 
 
 @pytest.fixture
@@ -42,34 +43,11 @@ def test_only_independent_raters_make_a_verdict_green(
 
 
 PLOTS = """
-- middle: null
-  title: helpful
-  note: ''
-  rows:
-  - {label: sft, style: '', text: '0.00', left: 4.5, width: 0.0, mean: 4.5}
-  - {label: align@ppo, style: '', text: '0.50 [0.40, 0.60]', left: 36.9, width: 16.2, mean: 45.0}
-  - {label: align@dpo, style: result, text: '1.095 [1.067, 1.123]', left: 91.0, width: 4.5, mean: 93.2}
-- middle: null
-  title: safety
-  note: ''
-  rows:
-  - {label: sft, style: '', text: '0.00', left: 50.0, width: 0.0, mean: 50.0}
-  - {label: align@dpo, style: result, text: '0.00 [-0.24, 0.24]', left: 4.5, width: 91.0, mean: 50.0}
-- middle: 50
-  title: preferred to sft by local_judge
-  note: 'trained on it: no proof'
-  rows:
-  - {label: align@dpo, style: result, text: '31% [22, 40]', left: 22.0, width: 18.0, mean: 31.0}
-- middle: null
-  title: right
-  note: lower is better
-  rows:
-  - {label: sft, style: '', text: '25% [0, 50]', left: 0.0, width: 50.0, mean: 25.0}
-- middle: null
-  title: flat
-  note: ''
-  rows:
-  - {label: sft, style: '', text: '1.00', left: 50.0, width: 0.0, mean: 50.0}
+helpful | | helpful: sft 0.00, align@ppo 0.50 [0.40, 0.60], align@dpo 1.095 [1.067, 1.123]
+safety | | safety: sft 0.00, align@dpo 0.00 [-0.24, 0.24]
+preferred to sft by local_judge | trained on it: no proof | preferred to sft by local_judge: align@dpo 31% [22, 40]
+right | lower is better | right: sft 25% [0, 50]
+flat | | flat: sft 1.00
 """
 
 
@@ -82,8 +60,11 @@ def test_the_plot_has_a_row_per_result_and_metric(summary: dict[str, Any]) -> No
     names = {"policy": "align", "result": "align@dpo", "against": "align@ppo"}
     pair = {**names, "results": results}
     rows = main_rows(with_earlier(summary, [pair]))
-    plots = json.dumps(overview.intervals(rows, "align@dpo"))
-    assert json.loads(plots, parse_float=lambda x: round(float(x), 1)) == yaml.safe_load(PLOTS)
+    drawn = intervals(rows, "align@dpo")
+    assert [(one.title, one.note, one.words) for one in drawn] == cells(PLOTS)
+    helpful = drawn[0].drawing.body
+    assert helpful.count('"mean "') == 2 and helpful.count('"mean result"') == 1
+    assert ">align@ppo 0.50 [0.40, 0.60]<" in helpful
 
 
 def test_the_prompt_follows_the_verdict(tmp_path: Path) -> None:

@@ -53,14 +53,14 @@ def keep_row(recipe: Recipe, folder: Path, step: str) -> None:
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's cells. Raises DataError if one was changed."""
+    """The rows of a run's cells, each with its folder. Raises DataError if one was changed."""
     rows = list[dict[str, Any]]()
     for file in sorted((run / CELLS).glob("*=*.json")):
         row = read_checked(file)
         if not row:
             text = f"{file}: it is not as the run wrote it"
             raise DataError(f"{text}\nhelp: delete it, and run the recipe again")
-        rows.append(row)
+        rows.append({**row, "folder": str(file).removesuffix(".json")})
     return sorted(rows, key=lambda row: int(row["place"]))
 
 

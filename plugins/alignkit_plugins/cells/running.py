@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
 
-from alignkit.contract.commands import Result
 from alignkit.errors import RunFailed, refuse
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
@@ -31,8 +30,6 @@ from alignkit.runs.services import folder_of
 from alignkit.runs.signals import should_stop, stoppable
 from alignkit_plugins.cells.axes import Cell, cells_of
 from alignkit_plugins.cells.rows import row_of
-from alignkit_plugins.cells.table import report_of
-from alignkit_plugins.command_line.printing import reported
 
 LAST = 3  # lines of the log of a cell that failed
 WAIT = 0.2  # seconds between looks at cells that run
@@ -41,10 +38,10 @@ DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG
 Load = Callable[[Sequence[str]], Recipe]
 
 
-def cells(
+def run_cells(
     load: Load, command: Sequence[str], words: Sequence[str], out: Path | None, jobs: int, part: str
-) -> Result:
-    """The command `alignkit run --each`: run the cells that it makes, and say what they found.
+) -> Path:
+    """Run the cells that `--each` makes; returns the folder of the run.
 
     load: the recipe with further overrides. command: the words that run a cell, but for those.
     words: of `--each`. part: `I/N`, the share of the cells to run; empty: all. A cell that fails
@@ -68,8 +65,7 @@ def cells(
     if failed:
         help = "the same command runs them again, and only them"
         raise RunFailed(f"failed: {', '.join(failed)}\nhelp: {help}")
-    report, facts = report_of([folder])
-    return reported(report, "cells", {"folder": folder, **facts})
+    return folder
 
 
 def base_of(recipe: Recipe) -> str:

@@ -270,7 +270,8 @@ def _mean(share: Array, of_shares: bool) -> dict[str, Any]:
     low, high = middle - half, middle + half
     if of_shares:
         low, high = max(0.0, low), min(1.0, high)
-    return {"mean": float(share.mean()), "low": low, "high": high, "n": len(share)}
+    known = {"low": low, "high": high, "n": len(share), "seeds": share.mean(0).tolist()}
+    return {"mean": float(share.mean()), **known}
 
 
 def _differences(gaps: Mapping[str, Array], of_shares: bool) -> dict[str, dict[str, Any]]:
@@ -337,7 +338,8 @@ def report_of(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
             blocks.append(f"warning: {fact}: {different}, which changes numbers")
     if not facts:
         blocks.append(f"{len(cells)} cells; the recipe has no step that evaluates")
-    return Report(blocks), {"cells": [one["values"] for one in cells], "evaluations": facts}
+    known = {"cells": [one["values"] for one in cells], "folders": [one["folder"] for one in cells]}
+    return Report(blocks), {**known, "evaluations": facts}
 
 
 def _blocks(found: CellTable, cells: int) -> list[Block]:

@@ -10,7 +10,7 @@ from typing import Any
 from alignkit.contract.report import SideBySide, Table
 from alignkit.data.group import Group
 from alignkit_plugins.compare.comparison import answers_of
-from alignkit_plugins.compare.rows import RATED, Row, main_rows
+from alignkit_plugins.compare.rows import RATED, Row
 from alignkit_plugins.text.readable import estimate_text, short
 from alignkit_plugins.text.rows import cut
 from alignkit_plugins.text.spoken import all_turns
@@ -52,30 +52,6 @@ def table(
     ]
     note = f"{LOWER} lower is better" if any(row.lower for row in rows) else ""
     return Table(title, ["" if lines == "metric" else lines, *columns], grid, note=note)
-
-
-def comparisons(rows: Sequence[Row]) -> Table:
-    """Each policy against its baseline, a line per metric: with the share of prompts won, and at
-    equal length.
-    """
-    lines, baselines = list[list[str]](), dict[str, None]()
-    for row in main_rows(rows):
-        if row.kind in RATED and row.difference:
-            baselines[row.baseline] = None
-            equally_long = estimate_text(
-                row.equal_length, sign=row.kind != "judge", percent=row.percent
-            )
-            won = estimate_text(row.win_rate, percent=True)
-            lines.append([row.policy, row.metric, cell(row, True), equally_long, won, row.counts])
-    heads = [
-        "policy",
-        "metric",
-        "difference",
-        "at equal length",
-        "won, without ties",
-        "won/lost/tied",
-    ]
-    return Table(f"against {', '.join(baselines)}, prompt by prompt", heads, lines, keys=2)
 
 
 def details(rows: Sequence[Row]) -> list[Table]:

@@ -13,8 +13,8 @@ from alignkit import hookimpl
 from alignkit.contract.hookspecs import ObservedRun
 from alignkit.errors import reason_of
 from alignkit.io.atomic import write_json, write_text
-from alignkit.io.results import FACTS, PAGE
-from alignkit.io.text import Say
+from alignkit.io.results import FACTS, PAGE, RECIPE
+from alignkit.io.text import Say, is_file
 
 SWITCH = "ALIGNKIT_REPORT"  # 0: a run writes no report
 
@@ -66,24 +66,33 @@ def run_finished(run: ObservedRun, error: BaseException | None) -> Iterator[None
         report_run(run.folder, run.say)
 
 
-def report_run(folder: Path, say: Say) -> None:
+def report_run(folder: Path, say: Say, cells: Any = None) -> None:
     """Write the report of a run that ends. Whatever goes wrong is said in a line; how the run ended
-    stays as it is.
+    stays as it is. cells: see `write_report`.
     """
     if os.environ.get(SWITCH, "") == "0":
         return
     try:
-        say(f"report: {write_report(folder)}")
+        say(f"report: {write_report(folder, cells)}")
     except (Exception, KeyboardInterrupt) as error:
         say(f"no report was written ({reason_of(error)}); to see it: alignkit show {folder} --open")
 
 
-def write_report(folder: Path) -> Path:
-    """Write report.json and report.html into a run's folder; returns the page."""
+def write_report(folder: Path, cells: Any = None) -> Path:
+    """Write report.json and report.html into a run's folder; returns the page. cells: what they
+    say (`report_of`), if that is known.
+    """
+    from alignkit_plugins.cells.rows import rows_of
+    from alignkit_plugins.cells.table import report_of
+    from alignkit_plugins.report.cells import section
     from alignkit_plugins.report.document import page
     from alignkit_plugins.report.facts import facts_of
 
-    facts = facts_of(folder)
-    write_json(folder / FACTS, facts)
-    write_text(folder / PAGE, page(facts))
+    facts, part = None, None
+    if is_file(folder / RECIPE):
+        facts = facts_of(folder)
+        write_json(folder / FACTS, facts)
+    if cells or rows_of(folder):
+        part = section(*(cells or report_of([folder])))
+    write_text(folder / PAGE, page(facts, part))
     return folder / PAGE

@@ -4,6 +4,8 @@ folder.
 
 from __future__ import annotations
 
+import csv
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,10 +36,14 @@ def show(
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the report of a run in a browser.")
     ] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print the numbers of cells, by seed, as CSV.")
+    ] = False,
 ) -> Result:
     """Show what a run found so far.
 
-    That is a line per stage, and the screen that it prints at its end. Nothing is written.
+    That is a line per stage, and the screen that it prints at its end. Nothing is written, but for
+    RUN/report.html of a run with cells.
 
     align@ppo is the newest result of the stage align by ppo; align@ppo~1 is the one before.
     evaluate, chat, serve and export take RUN/align@ppo. Earlier results are restored when the
@@ -53,10 +59,7 @@ def show(
 
     folder = folders[0] if folders else None
     if folders and (len(folders) > 1 or _has_cells(folders[0])):
-        from alignkit_plugins.cells.table import report_of
-
-        report, found = report_of(folders)
-        return reported(report, "cells", found)
+        return shown(folders, as_csv=as_csv)
     runs = [] if folder and is_file(folder / RECIPE) else runs_in(folder or RUNS)
     if runs:
         return reported(Report([_listed(runs), "alignkit show RUN shows one"]))
@@ -80,6 +83,29 @@ def _has_cells(folder: Path) -> bool:
     """Whether a folder is of cells, perhaps none of which is complete."""
     own = is_file(folder / RECIPE) and not any((folder / CELLS).glob("*=*.json"))
     return (folder / CELLS).is_dir() and not own
+
+
+def cells(*options: Any) -> Result:
+    """The command `alignkit run --each`."""
+    from alignkit_plugins.cells.running import run_cells
+
+    return shown([run_cells(*options)])
+
+
+def shown(runs: Sequence[Path], *, as_csv: bool = False) -> Result:
+    """What the cells of runs say. Those of one run are in its report.html, too. Raises DataError."""
+    from alignkit_plugins.cells.table import report_of
+    from alignkit_plugins.report.cells import lines_of
+    from alignkit_plugins.report.events import report_run
+
+    report, facts = found = report_of(runs)
+    if as_csv:
+        written = csv.writer(sys.stdout, lineterminator="\n")
+        return Result("cells", facts, lambda: written.writerows(lines_of(facts)))
+    blocks = list(report.blocks)
+    if len(runs) == 1:
+        report_run(runs[0], blocks.append, found)
+    return reported(Report(blocks), "cells", {"folder": runs[0], **facts})
 
 
 def _listed(runs: Sequence[Path]) -> Table:

@@ -1,0 +1,80 @@
+"""Many runs as one result: their section of report.html, and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignkit.contract.report import Report
+from alignkit.io.results import json_lines
+from alignkit_plugins.cells.table import SEED
+from alignkit_plugins.compare.rows import rows_in
+from alignkit_plugins.report import figures
+from alignkit_plugins.report.drawing import Line
+from alignkit_plugins.report.figures import Figure
+
+OF_CSV = ["stage", "policy", "metric", "seed", "mean", "low", "high", "prompts"]
+ENDS = ("mean", "low", "high", "n")  # numbers of an estimate, as the last columns are
+LINES = 8  # that one chart can tell apart
+
+
+def lines_of(facts: Mapping[str, Any]) -> list[list[Any]]:
+    """The lines of CSV: one per policy, metric and seed, and one of all seeds with its interval."""
+    lines: list[list[Any]] = [OF_CSV]
+    for stage, found in facts["evaluations"].items():
+        for row in rows_in(found):
+            key = [stage, row.policy, row.metric]
+            means = row.estimate.get("seeds", ())
+            if len(found["seeds"]) == 1:
+                means = [row.estimate.get("mean")]
+            for seed, mean in zip(found["seeds"], means, strict=False):
+                lines.append([*key, seed, mean, "", "", ""])
+            lines.append([*key, "all", *map(row.estimate.get, ENDS)])
+    return lines
+
+
+def section(report: Report, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page says of cells: what the screen says, and charts of estimates and curves."""
+    dots = list[Figure]()
+    for found in facts["evaluations"].values():
+        dots += figures.intervals(rows_in(found), bare=True)
+    name = Path(facts["folders"][0]).resolve().parents[1].name
+    return {"name": name, "blocks": report.blocks, "dots": dots, "curves": _curves(facts)}
+
+
+def _curves(facts: Mapping[str, Any]) -> dict[str, list[Figure]]:
+    """The curves of each stage that varies: a line per variant, with a band over its seeds, from the
+    histories in the folders of cells.
+    """
+    stages, found = dict[str, dict[str, list[Path]]](), dict[str, list[Figure]]()
+    for values, folder in zip(facts["cells"], facts["folders"], strict=True):
+        name = ", ".join(value for key, value in values.items() if key != SEED)
+        for file in sorted(Path(folder).glob("[!.]*/metrics.jsonl")):
+            stages.setdefault(file.parent.name, {}).setdefault(name, []).append(file)
+    for stage, variants in stages.items():
+        different = {tuple(file.read_bytes() for file in files) for files in variants.values()}
+        if len(different) < len(variants):
+            continue
+        lines = dict[str, dict[str, Line]]()
+        for name, files in [*variants.items()][:LINES]:
+            lines[name] = over_seeds([figures.lines_of(json_lines(file)) for file in files])
+        found[stage] = figures.of_stage(stage, lines)
+    return found
+
+
+def over_seeds(runs: Sequence[Mapping[str, Line]]) -> dict[str, Line]:
+    """The mean of each metric as far as all seeds have it, with a band from the lowest to the
+    highest.
+    """
+    found = dict[str, Line]()
+    for metric in runs[0]:
+        lines = [run.get(metric, figures.NONE) for run in runs]
+        x = min((line.x for line in lines), key=len)
+        if x and all(line.x[: len(x)] == x for line in lines):
+            y = np.array([line.y[: len(x)] for line in lines])
+            band = np.stack([y.min(0), y.max(0)], 1)
+            found[metric] = Line(x, y.mean(0).tolist(), band.tolist())
+    return found

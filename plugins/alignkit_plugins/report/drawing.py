@@ -1,0 +1,176 @@
+"""Charts as SVG without scripts: lines with bands, and values with intervals.
+
+What lies across is in % of the plot, and all else in pixels, so that a chart is as readable on a
+phone as on a screen. Colors are those of the page (`page.css`), in light and dark. The same numbers
+always give the same text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from itertools import chain
+from typing import NamedTuple
+
+from alignkit.io.text import printable
+from alignkit_plugins.text.rows import cut
+
+HEIGHT, LINE, CHARACTER = 110, 18, 6.6  # pixels: of curves, a line of text, a character
+LEFT, TOP = 46, 6  # pixels around a plot
+LABEL = 40  # characters of a name
+DOTTED = 12  # values of a curve that are dots
+COLORS = 7  # how many lines have
+GRID = 1000  # steps of a curve from left to right
+SMALLEST = 1e-12  # range of values that differ
+
+
+class Line(NamedTuple):
+    """A curve. band: low and high at each x. joined: whether it is more than dots."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    band: Sequence[Sequence[float]] = ()
+    joined: bool = True
+
+
+class Point(NamedTuple):
+    """A value with its interval, and those of single seeds. style: `result`, `base` or nothing."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: Sequence[float] = ()
+    style: str = ""
+
+
+class Drawing(NamedTuple):
+    """The elements of a chart; in pixels, its height and what lies left of the plot."""
+
+    body: str
+    height: float
+    left: int = LEFT
+
+
+class Scale:
+    """From values to shares of a length. margin: at both ends, as a share of their range."""
+
+    def __init__(self, values: Iterable[float], margin: float = 0.05):
+        found = [*values]
+        low, high = min(found), max(found)
+        apart = margin * (high - low)
+        if high - low < SMALLEST:
+            apart = max(0.05, 0.05 * abs(high))
+        self.low, self.high = self.ends = low - apart, high + apart
+
+    def share(self, value: float) -> float:
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[float]:
+        """Up to five round numbers."""
+        least = (self.high - self.low) / 4
+        power = 10.0 ** math.floor(math.log10(least))
+        step = power * min(size for size in (1, 2, 5, 10) if size * power >= least)
+        first, last = math.ceil(self.low / step), math.floor(self.high / step)
+        return [at * step for at in range(first, last + 1)]
+
+
+class Plot:
+    """A chart that is drawn. height: of its inner part, in pixels, below the top."""
+
+    def __init__(self, x: Scale, y: Scale, height: float = HEIGHT, top: float = TOP):
+        self.x, self.y, self.height, self.top, self.body = x, y, height, top, ""
+
+    def at(self, x: float, y: float) -> tuple[str, float]:
+        """In % of the width, and in pixels."""
+        down = self.height * (1 - self.y.share(y))
+        return f"{100 * self.x.share(x):.4g}%", round(self.top + down, 1)
+
+    def line(self, style: str, x: Sequence[float], y: Sequence[float]) -> None:
+        """A straight line."""
+        (x1, y1), (x2, y2) = map(self.at, x, y)
+        self.body += f'<line class="{style}" x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}"/>'
+
+    def dot(self, style: str, x: float, y: float) -> None:
+        across, down = self.at(x, y)
+        self.body += f'<circle class="{style}" cx="{across}" cy="{down}" r="3"/>'
+
+    def text(self, style: str, words: str, x: object, y: float) -> None:
+        shown = escape(printable(words))
+        self.body += f'<text class="{style}" x="{x}" y="{y}">{shown}</text>'
+
+    def curve(self, style: str, x: Sequence[float], y: Sequence[float]) -> None:
+        """A line through values, which is as wide as the plot."""
+        steps = list[str]()
+        for one, other in zip(x, y, strict=True):
+            steps.append(f"{GRID * self.x.share(one):.0f} {self.at(one, other)[1] - self.top:.1f}")
+        box = (
+            f'y="{self.top}" width="100%" height="{self.height}" viewBox="0 0 {GRID} {self.height}"'
+        )
+        path = f'<path class="{style}" d="M{"L".join(steps)}"/>'
+        self.body += f'<svg {box} preserveAspectRatio="none">{path}</svg>'
+
+    def x_axis(self, ticks: Iterable[float], label: str = "", form: str = "{:.6g}") -> None:
+        bottom = self.top + self.height + 14
+        for tick in ticks:
+            self.line("grid", (tick, tick), self.y.ends)
+            self.text("tick middle", form.format(tick), self.at(tick, 0)[0], bottom)
+        self.text("tick end", label, "100%", bottom + LINE)
+
+    def y_axis(self) -> None:
+        for tick in self.y.ticks():
+            self.line("grid", self.x.ends, (tick, tick))
+            self.text("tick end", f"{tick:.6g}", -6, self.at(0, tick)[1] + 4)
+
+
+def curves(lines: Mapping[str, Line], label: str, key: bool = True) -> Drawing:
+    """A line per name. label: of x. key: whether names stand above, if there are several."""
+    x, y = list[float](), list[float]()
+    for line in lines.values():
+        x += line.x
+        y += [*line.y, *chain(*line.band)]
+    named = key and len(lines) > 1
+    plot = Plot(Scale(x, 0), Scale(y), top=TOP + named * LINE * len(lines))
+    plot.y_axis()
+    plot.x_axis((min(x), max(x)), label)
+    for at, (name, line) in enumerate(lines.items()):
+        style = f"c{at % COLORS}"
+        if line.band:
+            lows, highs = zip(*line.band, strict=True)
+            plot.curve(f"band {style}", [*line.x, *line.x[::-1]], [*lows, *highs[::-1]])
+        if line.x and line.joined:
+            plot.curve(style, line.x, line.y)
+        if not line.joined or len(line.x) <= DOTTED:
+            for one, other in zip(line.x, line.y, strict=True):
+                plot.dot(style, one, other)
+        if named:
+            base = LINE * (at + 1) - 4
+            plot.body += f'<line class="{style}" x2="22" y1="{base - 4}" y2="{base - 4}"/>'
+            plot.text("", _short(name), 28, base)
+    return Drawing(plot.body, plot.top + HEIGHT + 2 * LINE)
+
+
+def rows(points: Mapping[str, Point], *, percent: bool = False) -> Drawing:
+    """A row per name: a dot at its mean, its interval, and a faint dot for each seed.
+
+    percent: whether values are shares.
+    """
+    values = [0.0, 1.0] * percent
+    for point in points.values():
+        values += [point.low, point.high, *point.seeds]
+    x, y = Scale(values, 0 if percent else 0.05), Scale([0.5, 0.5 - len(points)], 0)
+    plot = Plot(x, y, LINE * len(points))
+    plot.x_axis(x.ticks(), form="{:.0%}" if percent else "{:.6g}")
+    for at, (name, point) in enumerate(points.items()):
+        plot.line("grid", x.ends, (-at, -at))
+        plot.line(f"interval {point.style}", (point.low, point.high), (-at, -at))
+        for seed in point.seeds:
+            plot.dot("seed", seed, -at)
+        plot.dot(f"mean {point.style}", point.mean, -at)
+        plot.text(f"end {point.style}", _short(name), -8, plot.at(0, -at)[1] + 4)
+    longest = max(len(_short(name)) for name in points)
+    return Drawing(plot.body, TOP + plot.height + LINE, 8 + int(CHARACTER * longest))
+
+
+def _short(name: str) -> str:
+    return cut(" ".join(printable(name).split()), LABEL)
