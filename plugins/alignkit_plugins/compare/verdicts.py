@@ -147,7 +147,7 @@ def _of_length(rows: Sequence[Row], policy: str) -> str:
 def _headline(row: Row, rows: Sequence[Row]) -> str:
     """The comparison that decides, as a sentence."""
     policy, baseline, text = row.policy, row.baseline, _difference(row, rows)
-    if any(one.chance and (one.policy, one.metric) == (baseline, row.metric) for one in rows):
+    if any((one.policy, one.metric) == (baseline, row.metric) and one.chance for one in rows):
         how = {1: "better", -1: "worse"}.get(row.clear or 0, "not clearly better")
         share = estimate_text(row.estimate, percent=True)
         return f"{policy} orders held-out pairs {how} than chance: {share} are right."
