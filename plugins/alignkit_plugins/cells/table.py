@@ -306,9 +306,9 @@ def _visible(scores: Scores, metric: str, baseline: str, names: Sequence[str]) -
     ends = f"{least:.2g} to {most:.2g}"
     if measure.percent:
         if least >= 1:
-            return [f"could see no difference at all; {what}"]
+            return [f"The table could see no difference at all: {what}."]
         ends = f"{100 * least:.0f} to {100 * min(1.0, most):.0f} points"
-    return [f"could see a difference of {ends}; {what}"]
+    return [f"The table could see a difference of {ends}: {what}."]
 
 
 # For people
