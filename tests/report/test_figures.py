@@ -48,9 +48,23 @@ def test_a_row_has_its_interval_and_its_seeds() -> None:
     points = {"sft": Point(0.25, 0.0, 0.5), "align": Point(0.5, 0.4, 0.6, [0.4, 0.6], "result")}
     drawn = drawing.rows(points, percent=True)
     where = re.findall(r'"interval \w*" x1="([\d.]+%)" x2="([\d.]+%)"', drawn.body)
-    assert where == [("0%", "50%"), ("40%", "60%")]
+    assert where == [("0%", "50%"), ("25%", "25%"), ("40%", "60%"), ("50%", "50%")]
     assert re.findall(r'"seed" cx="(\d+%)"', drawn.body) == ["40%", "60%"]
     assert ">sft</text>" in drawn.body and drawn.left == 41
+    # A bar begins at 0, also of values that are far from it
+    bars = drawing.rows({"sft": Point(4, 3, 5)}, bars=True).body
+    (bar,) = re.findall(r'"bar" x1="([\d.]+)%" x2="([\d.]+)%"', bars)
+    assert bar == ("4.545", "77.27")
+
+
+def test_a_plane_has_intervals_in_both_directions() -> None:
+    one = Point(1, 0, 2, [0.5, 1.5])
+    drawn = drawing.plane({"ppo": (one, one), "<b>": (one, one)}, "helpful", "safe")
+    assert drawn.body.count('"interval') == 4 and drawn.body.count('"seed') == 4
+    assert ">helpful<" in drawn.body and ">safe<" in drawn.body and "&lt;b&gt;" in drawn.body
+    file = ElementTree.fromstring(drawing.alone(drawn))
+    assert file.tag.endswith("}svg") and file.get("height") == str(drawn.height)
+    assert "prefers-color-scheme: dark" in str(file[0].text)
 
 
 def test_panels_group_metrics_without_what_is_no_number() -> None:

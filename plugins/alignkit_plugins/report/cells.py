@@ -11,9 +11,9 @@ import numpy as np
 from alignkit.contract.report import Report
 from alignkit.io.results import json_lines
 from alignkit_plugins.cells.table import SEED
-from alignkit_plugins.compare.rows import rows_in
-from alignkit_plugins.report import figures
-from alignkit_plugins.report.drawing import Line
+from alignkit_plugins.compare.rows import Row, rows_in
+from alignkit_plugins.report import drawing, figures
+from alignkit_plugins.report.drawing import Line, Point
 from alignkit_plugins.report.figures import Figure
 
 OF_CSV = ["stage", "policy", "metric", "seed", "mean", "low", "high", "prompts"]
@@ -38,11 +38,27 @@ def lines_of(facts: Mapping[str, Any]) -> list[list[Any]]:
 
 def section(report: Report, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the page says of cells: what the screen says, and charts of estimates and curves."""
-    dots = list[Figure]()
+    dots, planes = list[Figure](), list[Figure]()
     for found in facts["evaluations"].values():
-        dots += figures.intervals(rows_in(found), bare=True)
+        rows = rows_in(found)
+        dots += figures.intervals(rows, bare=True)
+        planes += _plane([row for row in rows if row.tested])
     name = Path(facts["folders"][0]).resolve().parents[1].name
-    return {"name": name, "blocks": report.blocks, "dots": dots, "curves": _curves(facts)}
+    charts = {"dots": dots, "planes": planes, "curves": _curves(facts)}
+    return {"name": name, "blocks": report.blocks, **charts}
+
+
+def _plane(rows: Sequence[Row]) -> list[Figure]:
+    """The headline against the metric that follows it, if there is one."""
+    points = dict[str, dict[str, Point]]()
+    for row in rows:
+        points.setdefault(row.metric, {})[row.policy] = figures.point_of(row)
+    if len(points) < 2:
+        return []
+    (one, across), (other, up), *_ = points.items()
+    both = {name: (point, up[name]) for name, point in across.items() if name in up}
+    title = f"{other} against {one}"
+    return [Figure(title, drawing.plane(both, one, other), f"{title}, of each policy")]
 
 
 def _curves(facts: Mapping[str, Any]) -> dict[str, list[Figure]]:

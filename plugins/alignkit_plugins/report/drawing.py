@@ -11,11 +11,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 from alignkit.io.text import printable
+from alignkit_plugins.servers.page import STYLE
 from alignkit_plugins.text.rows import cut
 
+CSS = Path(__file__).with_name("drawing.css").read_text("utf-8")
 HEIGHT, LINE, CHARACTER = 110, 18, 6.6  # pixels: of curves, a line of text, a character
 LEFT, TOP = 46, 6  # pixels around a plot
 LABEL = 40  # characters of a name
@@ -110,6 +113,13 @@ class Plot:
         path = f'<path class="{style}" d="M{"L".join(steps)}"/>'
         self.body += f'<svg {box} preserveAspectRatio="none">{path}</svg>'
 
+    def point(self, x: Point, y: Point) -> None:
+        self.line(f"interval {x.style}", (x.low, x.high), (y.mean, y.mean))
+        self.line(f"interval {x.style}", (x.mean, x.mean), (y.low, y.high))
+        for one, other in zip(x.seeds, y.seeds, strict=True):
+            self.dot("seed", one, other)
+        self.dot(f"mean {x.style}", x.mean, y.mean)
+
     def x_axis(self, ticks: Iterable[float], label: str = "", form: str = "{:.6g}") -> None:
         bottom = self.top + self.height + 14
         for tick in ticks:
@@ -150,12 +160,12 @@ def curves(lines: Mapping[str, Line], label: str, key: bool = True) -> Drawing:
     return Drawing(plot.body, plot.top + HEIGHT + 2 * LINE)
 
 
-def rows(points: Mapping[str, Point], *, percent: bool = False) -> Drawing:
+def rows(points: Mapping[str, Point], *, percent: bool = False, bars: bool = False) -> Drawing:
     """A row per name: a dot at its mean, its interval, and a faint dot for each seed.
 
-    percent: whether values are shares.
+    percent: whether values are shares. bars: from 0 to the means.
     """
-    values = [0.0, 1.0] * percent
+    values = [0.0] * bars + [0.0, 1.0] * percent
     for point in points.values():
         values += [point.low, point.high, *point.seeds]
     x, y = Scale(values, 0 if percent else 0.05), Scale([0.5, 0.5 - len(points)], 0)
@@ -163,13 +173,38 @@ def rows(points: Mapping[str, Point], *, percent: bool = False) -> Drawing:
     plot.x_axis(x.ticks(), form="{:.0%}" if percent else "{:.6g}")
     for at, (name, point) in enumerate(points.items()):
         plot.line("grid", x.ends, (-at, -at))
-        plot.line(f"interval {point.style}", (point.low, point.high), (-at, -at))
-        for seed in point.seeds:
-            plot.dot("seed", seed, -at)
-        plot.dot(f"mean {point.style}", point.mean, -at)
+        if bars:
+            plot.line("bar", (0.0, point.mean), (-at, -at))
+        plot.point(point, Point(-at, -at, -at, [-at] * len(point.seeds)))
         plot.text(f"end {point.style}", _short(name), -8, plot.at(0, -at)[1] + 4)
     longest = max(len(_short(name)) for name in points)
     return Drawing(plot.body, TOP + plot.height + LINE, 8 + int(CHARACTER * longest))
+
+
+def plane(points: Mapping[str, tuple[Point, Point]], x_label: str, y_label: str) -> Drawing:
+    """A point per name, with its interval in both directions, and a faint dot for each seed."""
+    x, y = list[float](), list[float]()
+    for across, up in points.values():
+        x += [across.low, across.high, *across.seeds]
+        y += [up.low, up.high, *up.seeds]
+    plot = Plot(Scale(x), Scale(y), 2 * HEIGHT, TOP + LINE)
+    plot.y_axis()
+    plot.x_axis(plot.x.ticks(), x_label)
+    plot.text("tick", y_label, -LEFT, LINE - 4)
+    for name, (across, up) in points.items():
+        plot.point(across, up)
+        where, down = plot.at(across.mean, up.mean)
+        plot.text("middle", _short(name), where, down - 8)
+    return Drawing(plot.body, plot.top + plot.height + 2 * LINE)
+
+
+def alone(drawing: Drawing, width: int = 480) -> str:
+    """A chart as a file, for a paper."""
+    size = f'width="{width}" height="{drawing.height}"'
+    plot = f'x="{drawing.left}" width="{width - drawing.left - 14}"'
+    style = f"<style>{STYLE}\n{CSS}\nsvg {{ background: var(--paper); }}</style>"
+    body = f'{style}<svg {plot} overflow="visible">{drawing.body}</svg>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" {size}>{body}</svg>'
 
 
 def _short(name: str) -> str:
