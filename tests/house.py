@@ -45,13 +45,13 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 189_000
-  alignkit and plugins: 318_000
+  plugins: 190_000
+  alignkit and plugins: 319_000
   all Python but tests: 404_000
-  tests: 389_000
+  tests: 390_000
   schema names: 340
   schema slots: 620
-  other files, bytes: 150_000
+  other files, bytes: 151_000
   commands: 20
   flags: 60
 layers:

@@ -497,7 +497,7 @@ def test_a_base_model_that_is_here_is_asked(printed: Said) -> None:
 ODD = """\
 What?,N/A      | their last number.*; 1 of 13 known answers are no numbers, such as 'N/A' \\(k.csv:14\\), where
 What?,7m       | by their last number, by the form of the known ones; a .* such as '7m' \\(k.csv:14\\), where
-What?,         | 1 bad row with .* \\(template\\).*; the first is k.csv:14: '{{
+What?,         | k.csv: left out: '{{ answer }}' is empty or false \\(1\\)
 Trip 3?,3.0 km | \\(prompt_only\\).held out
 Trip 3?,4 km   | k.csv: warning: 1 with the same question and another known answer, where each .*: row 5 and 14
 """
