@@ -83,7 +83,7 @@ def table_of(cells: Cells, stage: str) -> CellTable:
         notes += _best(scores, headline, baseline, others)
         varied = [name for name in others if name not in first["policies"]] or others
         notes += apart(scores, headline, varied[:1], varied[1:])
-    heads = [one for one in scores.rows if one.metric == headline and one.policy in others]
+    heads = [one for one in _by(scores, headline).rows if one.policy in others]
     rows = adjusted(rows, of_cells=True)
     return CellTable(rows, seeds, notes, headline, Scores(scores.measures, heads))
 
@@ -172,9 +172,9 @@ def apart(
     scores: Scores, metric: str, baselines: Sequence[str], names: Sequence[str]
 ) -> Iterator[str]:
     """How far policies are from another one by a metric, in words."""
-    own = [score for score in scores.rows if score.metric == metric]
+    own = _by(scores, metric)
     for baseline in baselines:
-        for row in compared(Scores(scores.measures, own), baseline, names):
+        for row in compared(own, baseline, names):
             if row.difference:
                 text = estimate_text(row.difference, sign=True, percent=row.percent)
                 text = text.replace("%", " points")
@@ -185,10 +185,9 @@ def _best(scores: Scores, metric: str, baseline: str, names: Sequence[str]) -> I
     """The policy that is clearly better than each other one by a metric, if there is one (Hsu 1984,
     "Constrained simultaneous confidence intervals for multiple comparisons with the best").
     """
-    own = Scores(scores.measures, [one for one in scores.rows if one.metric == metric])
-    gains = dict[str, float]()
+    own, gains = _by(scores, metric), dict[str, float]()
     for row in compared(own, baseline, names if len(names) > 1 else ()):
-        if row.baseline == baseline:
+        if row.direction:  # compared, and not equal
             gains[row.policy] = row.direction * abs(row.difference["mean"])
     for best in sorted(gains, key=gains.__getitem__)[-1:]:  # no other one can be
         others = [name for name in (baseline, *names) if name != best]
@@ -199,6 +198,11 @@ def _best(scores: Scores, metric: str, baseline: str, names: Sequence[str]) -> I
             and max(p_values.values()) * len(rows) < 2 * ERROR
         ):
             yield f"{best} is better than each other policy in {metric}."
+
+
+def _by(scores: Scores, metric: str) -> Scores:
+    """The scores by one metric."""
+    return Scores(scores.measures, [one for one in scores.rows if one.metric == metric])
 
 
 def choice(tuning: CellTable, shown: CellTable, step: str) -> Iterator[str]:
