@@ -79,7 +79,7 @@ def check(file: File, rules: RuleWords = None) -> Result:
     blocks: list[Block] = [f"{name}: {words}", *done.notes, *tables, done.table()]
     if lines:
         blocks.append("\n".join(lines))
-    blocks += [*data_card.contradictions(groups)]
+    blocks += [*data_card.row_warnings(groups)]
     blocks += [f"warning: {warning}" for warning in options.warnings(groups)]
     facts = {"file": name, "counts": words, "faults": done.counts, "card": card}
     result = reported(Report(blocks), "data_check", {**facts, "redacted": len(done.redacted)})

@@ -40,7 +40,7 @@ from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.command_line.words import data_of, read_words
 from alignkit_plugins.formats.column_mappings import ColumnMapping, mappings_of
 from alignkit_plugins.recipe_tools.options import schema_line
-from alignkit_plugins.report.data_card import contradictions
+from alignkit_plugins.report.data_card import row_warnings
 from alignkit_plugins.rewards.exact_match import ExactMatch
 from alignkit_plugins.text.rows import turns_text
 from alignkit_plugins.text.shown import counts
@@ -345,7 +345,7 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
     if bad:
         keys["on_bad_row"] = "skip"
     bad = [text.removeprefix(f"{path.resolve().parent}/") for text in bad]
-    notes = [*source.notes, *contradictions(groups)]
+    notes = [*source.notes, *row_warnings(groups)]
     return DataFile(path, name, kind, keys, source.format, bool(format), groups, bad, notes)
 
 

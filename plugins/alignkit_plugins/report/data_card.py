@@ -47,7 +47,7 @@ def describe(loaded: Loaded) -> list[str]:
         if held_out or source.held_out:
             text += f"; held out: {counts(held_out) if held_out else source.held_out}"
         lines.append(f"{name}: {source.format}{how}, {text}")
-        lines += [f"{name}: {note}" for note in (*source.notes, *contradictions(mine))]
+        lines += [f"{name}: {note}" for note in (*source.notes, *row_warnings(mine))]
         if source.sample is not None and not source.name.startswith("stage "):
             lines += _sample(source.sample)
             unused = [key for key, value in source.sample.meta.items() if " " in str(value)]
@@ -57,7 +57,7 @@ def describe(loaded: Loaded) -> list[str]:
     return lines
 
 
-def contradictions(groups: Iterable[Group]) -> list[str]:
+def row_warnings(groups: Iterable[Group]) -> list[str]:
     """Warnings of rows that contradict each other or that hold what nobody can have meant: the same
     prompt with chosen and rejected exchanged, or with other known answers; empty responses in pairs;
     known answers that no response can be.
