@@ -110,6 +110,16 @@ def test_a_policy_learned_from_rewards_pairs_and_labels(
     assert learned(recipe, policy, raters) == {*said.split()}
 
 
+def test_what_chooses_among_samples_teaches(recipe: Recipe, raters: dict[str, Any]) -> None:
+    """The best of several answers of `sft` is what the reward and its pairs like."""
+    chosen = {
+        name
+        for name, rater in raters.items()
+        if lineage.learned_from("sft", rater, recipe, recipe.folder / ".run", raters["helpful"])
+    }
+    assert chosen == {"helpful", "other"}
+
+
 PARTS = """
 part: [0.29, 1] | part: [0, 0.6]    | helpful other
 part: [0.29, 1] | part: [0.2, 0.61] | helpful other

@@ -135,14 +135,16 @@ def sample_policies(
     *,
     samples_per_prompt: int = 1,
     kept: Mapping[str, Sequence[Sequence[Response]]] | None = None,
+    decoders: Mapping[str, Any] | None = None,
     **sampling: Any,
 ) -> list[Group]:
     """One group per prompt with the answers of all policies, in order.
 
     Every policy samples from the same random streams, so equal policies give equal answers. A
     prompt is left out for all policies if any policy has no room for an answer. policies: or the
-    model of each, by its name in results. kept: answers of policies, see `kept_answers`. `sampling`
-    takes the keys of a recipe's `rollout`.
+    model of each, by its name in results. kept: answers of policies, see `kept_answers`. decoders:
+    what samples instead of a policy's model, by its name. `sampling` takes the keys of a recipe's
+    `rollout`.
     """
     if not isinstance(policies, Mapping):
         policies = dict(zip(policies, policies, strict=True))
@@ -153,7 +155,8 @@ def sample_policies(
             answers.append(kept[policy])
             continue
         context.say(f"{context.out.name}: {policy} answers {len(prompts)} prompts")
-        sampled = context.models[model].sample(
+        sampler = (decoders or {}).get(policy) or context.models[model]
+        sampled = sampler.sample(
             prompts, seed=context.seed, samples_per_prompt=samples_per_prompt, **sampling
         )
         answers.append([group.responses for group in sampled])
@@ -324,18 +327,26 @@ class PoliciesOptions(AnswerOptions):
     )
 
     def check_values(self) -> None:
-        check_unique("policies", self.policies)
-        if self.baseline not in (None, *self.policies):
-            names = ", ".join(self.policies)
-            raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {names}")
+        names = list(map(str, self.policies))
+        check_unique("policies", names)
+        if self.baseline not in (None, *names):
+            policies = ", ".join(names)
+            raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {policies}")
 
     @property
     def baseline_name(self) -> str | None:
         """The baseline as tables name it; None if there is only one policy."""
         if self.baseline is None and len(self.policies) < 2:
             return None
-        first = next((policy for policy in self.policies[:-1] if policy != BASE), self.policies[0])
-        return short_names(self.policies)[self.baseline or first]
+        plain = [policy for policy in self.policies if isinstance(policy, str)]
+        others = [policy for policy in self.policies[:-1] if policy in plain and policy != BASE]
+        first = next(iter(others), plain[0])
+        return short_names(plain)[self.baseline or first]
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The model of each policy, by its name in tables."""
+        return {name: policy for policy, name in short_names(self.policies).items()}
 
     def policies_to_sample(self) -> list[str]:
         return self.policies

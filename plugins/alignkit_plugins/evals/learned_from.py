@@ -27,14 +27,20 @@ from alignkit.recipe.sources import DataSpec
 from alignkit_plugins.command_line.find import is_result_name
 
 
-def learned_from(policy: str, rater: Any, recipe: Recipe, run: Path) -> bool | None:
+def learned_from(
+    policy: str, rater: Any, recipe: Recipe, run: Path, chosen_by: Any = None
+) -> bool | None:
     """Whether a policy of a recipe learned from a RewardRef or JudgeRef; None if that is not known.
 
-    run: the recipe's run.
+    run: the recipe's run. chosen_by: the reward that chooses among the policy's samples, from
+    which its answers then learned, too.
     """
-    learned = _teachers(policy, recipe, run)
-    if learned is None:
-        return None
+    learned = _raters(chosen_by, run)
+    for model in (policy, *_reward_models(chosen_by)):
+        known = _teachers(model, recipe, run)
+        if known is None:
+            return None
+        learned |= known
     rates = _raters(rater, run)
     for model in _reward_models(rater):
         if origin := _origin(model, recipe, run):

@@ -25,6 +25,7 @@ from alignkit import (
     Field,
     Group,
     JudgeRef,
+    PolicyRef,
     RewardRef,
     RunFailed,
     Step,
@@ -54,6 +55,7 @@ from alignkit_plugins.compare.scores import Measure, Scale, compare, scale_of, s
 from alignkit_plugins.compare.tables import over, side_by_side, table
 from alignkit_plugins.compare.verdicts import verdicts
 from alignkit_plugins.evals import examples, judged, measures, metrics
+from alignkit_plugins.evals.decoded import Decoded, Decoder
 from alignkit_plugins.evals.learned_from import (
     learned_from,
     trained_prompts,
@@ -73,6 +75,13 @@ class Evaluate(Step):
     """
 
     class Options(PoliciesOptions):
+        policies: list[PolicyRef | Decoded] = Field(  # type: ignore[assignment]
+            min_length=1,
+            description=(
+                "policies to compare: `base`, stages or `STAGE@k`; or `{policy: sft, best_of: 4, "
+                "reward: helpful}`"
+            ),
+        )
         metrics: dict[str, Metric] = Field(
             {}, "what the verdict goes by: rewards by name, on all prompts or on some"
         )
@@ -116,6 +125,22 @@ class Evaluate(Step):
                 )
             if len(self.policies) < 2 and self.judges:
                 raise ValueError("judges compare policies: name at least two")
+            if len(self.decoded) == len(self.policies):
+                raise ValueError("name one policy by itself, with which the others are compared")
+
+        @property
+        def decoded(self) -> dict[str, Decoded]:
+            """The policies that answer in another way, by their names in tables."""
+            return {str(one): one for one in self.policies if isinstance(one, Decoded)}
+
+        @property
+        def named(self) -> dict[str, str]:
+            plain = short_names([one for one in self.policies if isinstance(one, str)])
+            names = [plain.get(str(one), str(one)) for one in self.policies]
+            return dict(zip(names, self.policies_to_sample(), strict=True))
+
+        def policies_to_sample(self) -> list[str]:
+            return [one.policy if isinstance(one, Decoded) else one for one in self.policies]
 
     options: Options
 
@@ -127,8 +152,7 @@ class Evaluate(Step):
     @property
     def challengers(self) -> list[str]:
         """The names of the policies that are compared with the baseline."""
-        names = list(short_names(self.options.policies).values())
-        return [name for name in names if self.baseline not in (None, name)]
+        return [name for name in self.options.named if self.baseline not in (None, name)]
 
     def check_data(self, data: StepData) -> None:
         options = self.options
@@ -136,6 +160,8 @@ class Evaluate(Step):
             examples.usable(held_out)
         if (rows := data.load(options.prompts)) is not None:
             prompts, _ = self._prompts(rows)
+            for one in options.decoded.values():
+                one.check_prompts(data.load(one.examples) or [], prompts)
             for reward in options.rewards:
                 data.check_prompts(reward, prompts)
             for metric in options.metrics.values():
@@ -161,13 +187,18 @@ class Evaluate(Step):
         of_metrics = {name: context.scorer(one.reward) for name, one in options.metrics.items()}
         of_rewards = {label(spec): context.scorer(spec) for spec in options.rewards}
         judges = checked_judges(options.judges, context)
+        decoders = {name: Decoder(one, context) for name, one in options.decoded.items()}
         prompts, notes = self._prompts(context.load(options.prompts))
         notes += self._notes(prompts, context)
         policies, base = self._policies(context)
-        held_out, rows = self._of_examples(policies, base, notes, context)
+        # What reads answers by a policy's own probabilities, or from an earlier result
+        own_words = {name: model for name, model in policies.items() if name not in decoders}
+        held_out, rows = self._of_examples(own_words, base, notes, context)
         sampling = {"samples_per_prompt": options.samples_per_prompt, **options.sampled()}
-        kept = kept_answers(context, policies, prompts, {**sampling, "seed": context.seed})
-        groups = sample_policies(context, policies, prompts, kept=kept, **sampling)
+        kept = kept_answers(context, own_words, prompts, {**sampling, "seed": context.seed})
+        groups = sample_policies(
+            context, policies, prompts, kept=kept, decoders=decoders, **sampling
+        )
         if not groups:
             text = f"none of {len(prompts)} prompts could be answered by all policies"
             raise RunFailed(f"evaluate: {text}")
@@ -194,7 +225,7 @@ class Evaluate(Step):
         rows = adjusted(rows) + measures.of_answers(groups, list(policies))
         if self.baseline is not None and options.kl:
             temperature = options.sampled()["temperature"]
-            rows += measures.kl_of(groups, policies, self.baseline, temperature, context)
+            rows += measures.kl_of(groups, own_words, self.baseline, temperature, context)
         alone = {name: one for name, one in rated.items() if not one.parts}
         for column in options.by:
             for value, part in _parts(groups, column).items():
@@ -223,7 +254,8 @@ class Evaluate(Step):
         """How is sampled, who learned from the prompts, and whether the KL is biased."""
         options, trained = self.options, list[dict[str, set[int]]]()
         measured = [metric.reward for metric in options.metrics.values()]
-        for model in (*options.policies, *options.rewards, *measured):
+        chosen = [one.reward for one in options.decoded.values() if one.reward is not None]
+        for model in (*options.named.values(), *options.rewards, *measured, *chosen):
             trained.append(trained_prompts(context, model, prompts))
         notes = [f"sampled with {options.described()}"]
         notes += training_data_note(context, trained, prompts)
@@ -256,7 +288,7 @@ class Evaluate(Step):
         if they have several, or if it does not answer.
         """
         policies, bases = dict[str, str](), set[str | None]()
-        for policy, name in short_names(self.options.policies).items():
+        for name, policy in self.options.named.items():
             policies[name] = policy
             bases.add(context.base_of(policy))
         base = bases.pop()
@@ -290,7 +322,7 @@ class Evaluate(Step):
         notes += units_note(held_out) + training_data_note(context, seen, held_out, "examples")
         write_groups(context.out / "held_out.jsonl", held_out)
         scores = examples.scores(held_out, list(policies), trained_on)
-        compared = [name for name in self.challengers if name != base]
+        compared = [name for name in self.challengers if name in policies and name != base]
         return held_out, compare(scores, self.baseline, compared, base)
 
     def _trained_on(
@@ -301,7 +333,7 @@ class Evaluate(Step):
         The known answer to a prompt that the policy has not learned from is no opinion that it
         could please.
         """
-        trained_on = dict[str, dict[str, bool | None]]()
+        trained_on, decoded = dict[str, dict[str, bool | None]](), self.options.decoded
         for name, rater in raters_of(self.options).items():
             metric = self.options.metrics.get(name)
             counted = list(groups)
@@ -312,7 +344,8 @@ class Evaluate(Step):
                 own = None
                 if context.recipe is not None:
                     known = context.recipe, context.out.parent
-                    own = learned_from(model, rater, *known)
+                    chosen_by = getattr(decoded.get(policy), "reward", None)
+                    own = learned_from(model, rater, *known, chosen_by)
                     if own and metrics.verifies(rater) and not model.startswith("/"):
                         # nobody says which prompts the base model has learned from
                         of_base = learned_from(BASE, rater, *known) is not False
