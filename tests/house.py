@@ -45,11 +45,11 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 190_000
-  alignkit and plugins: 319_000
+  plugins: 196_000
+  alignkit and plugins: 325_000
   all Python but tests: 404_000
-  tests: 390_000
-  schema names: 340
+  tests: 395_000
+  schema names: 345
   schema slots: 620
   other files, bytes: 151_000
   commands: 20

@@ -516,7 +516,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"metrics": {"m": {"reward": HELPFUL}}, "composites": {"sum": {"n": 1}}}, "'n' is no metric"),
     ({"metrics": {"m": {"reward": HELPFUL}}, "composites": {"sum": {}}}, "'' is no metric"),
     ({"policies": ["sft", {"policy": "sft", "best_of": 2}]}, "'best_of' above 1 and 'reward'"),
-    ({"policies": ["sft", {"policy": "sft"}]}, "or write the policy alone"),
+    ({"policies": ["sft", {"policy": "sft"}]}, "or write only its name"),
     ({"policies": [{"policy": "sft", "examples": "few"}]}, "name one policy by itself"),
     ({"policies": ["sft", {"policy": "a", "examples": "b", "name": "sft"}]}, "duplicates: sft"),
     ({"rewards": []}, "at least one metric, reward or judge"),

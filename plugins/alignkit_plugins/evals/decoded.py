@@ -35,7 +35,7 @@ class Decoded(alignkit.Options):
         if (self.best_of > 1) != (self.reward is not None):
             raise ValueError("'best_of' above 1 and 'reward' need each other")
         if self.reward is None and self.examples is None:
-            raise ValueError("set 'best_of' and 'reward', or 'examples', or write the policy alone")
+            raise ValueError("set 'best_of' and 'reward', or 'examples', or write only its name")
 
     def __str__(self) -> str:
         """The name in tables."""
