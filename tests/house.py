@@ -460,7 +460,6 @@ PackedBatch: Pack
 raw_rewards: rewards
 row_bytes: slot_bytes
 sampler_gap: engine_mismatch
-signal_names: advantage_names
 staleness: async_level
 update_rows: update_slots
 """)

@@ -280,7 +280,7 @@ def _mean(share: Array, of_shares: bool) -> dict[str, Any]:
 
 def _differences(gaps: Mapping[str, Array], of_shares: bool) -> dict[str, dict[str, Any]]:
     """Mean differences with their intervals and the p values of two-sided tests, which a few equal
-    prompts do not make certain (`statistics.p_value`).
+    prompts do not make certain (`statistics.not_surer`).
     """
     found, differences = crossed.intervals(np.stack([*gaps.values()]), of_shares), {}
     sided = zip(*crossed.one_sided(found.middle, found.spread), strict=True)
@@ -288,10 +288,8 @@ def _differences(gaps: Mapping[str, Array], of_shares: bool) -> dict[str, dict[s
     for (name, own), (low, high), p in zip(gaps.items(), ends, sided, strict=True):
         by_prompt, both = own.mean(1), 2 * float(min(p))
         different, equal = int(np.count_nonzero(by_prompt)), float(np.ptp(by_prompt)) < EQUAL
-        if different < statistics.FEW or equal:
-            both = max(both, 2 * 0.5**different)
         one = {"mean": float(own.mean()), "low": float(low), "high": float(high), "n": len(own)}
-        differences[name] = {**one, "p": min(1.0, both)}
+        differences[name] = {**one, "p": statistics.not_surer(both, different, equal)}
     return differences
 
 
