@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import webbrowser
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import alignkit
 from alignkit.cli import main
 from alignkit.recipe import load
+from alignkit.runs.signals import request_stop
 from alignkit_plugins.cells.rows import scores_in
 from alignkit_plugins.compare.rows import rows_in
 from alignkit_plugins.compare.scores import compare
@@ -116,11 +119,49 @@ def test_a_cell_has_the_plugins_of_the_command(recipe: Path, said: Said) -> None
     assert main([*words, "--until", "sft", "--each", "seed=1..1"]) == 0, said()
 
 
-def test_a_cell_that_fails_leaves_the_others(recipe: Path, said: Said) -> None:
+NOT_OF_CELLS = """
+    --prune                    | --prune is for one run
+    runs/one runs/many --open  | --open is for one run
+    runs/one --csv             | --csv is for cells
+    runs/many --csv --prune    | --csv prints numbers and nothing else, not --prune
+"""
+
+
+@pytest.mark.parametrize(("words", "says"), cells(NOT_OF_CELLS))
+def test_an_option_that_does_nothing_is_refused(said: Said, words: str, says: str) -> None:
+    Path("runs/one").mkdir(parents=True)
+    Path("runs/one/recipe.resolved.yaml").write_text("")
+    assert main(["show", *words.split()]) == 2
+    assert says in said()
+
+
+def test_cells_that_fail_or_are_stopped_leave_the_others_and_say_how_to_continue(
+    recipe: Path, said: Said, printed: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("bad.jsonl").write_text("{}\n")
     words = ["run", str(recipe), "--until", "sft", "--each", "stages.sft.data=bad.jsonl,rows.jsonl"]
+    monkeypatch.setattr(sys, "argv", ["alignkit", *words])
     assert main(words) == 1
-    assert "failed: data=bad.jsonl" in said()
-    assert [file.name for file in Path("runs/many/cells").glob("*.json")] == [
-        "data=rows.jsonl.json"
-    ]
+    shown = said()
+    assert "failed: data=bad.jsonl" in shown
+    assert f"to run them again, and only them: alignkit {' '.join(words)}" in shown
+    folder, opened = Path("runs/many/cells"), list[str]()
+    assert [file.name for file in folder.glob("*.json")] == ["data=rows.jsonl.json"]
+    assert main(["show", "runs/many"]) == 0
+    left = f"1 of 2 cells; failed: data=bad.jsonl\nto continue: alignkit {' '.join(words)[:40]}"
+    assert left in printed()
+    # One that is stopped says how it continues, with quotes
+    words[-1] = "stages.sft.data={path: rows.jsonl, limit: 1},{path: rows.jsonl, limit: 2}"
+    words += ["--out", "my runs"]
+    monkeypatch.setattr(sys, "argv", ["alignkit", *words])
+    request_stop("SIGTERM")
+    assert main(words) > 0
+    resume = f"alignkit run recipe.yaml --until sft --each '{words[-3]}' --out 'my runs'\n"
+    assert f"to resume: {resume}" in said()
+    assert main(["show", "my runs"]) == 0
+    assert printed().startswith("0 of 2 cells; to come: data=")
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    assert main(["show", "runs/many", "--prune", "--open"]) == 0
+    assert "deleted 0 results, 0 MB; forgot 1 cells that are not complete" in printed()
+    assert opened == [Path("runs/many/report.html").resolve().as_uri()]
+    assert main(["show", "runs/many"]) == 0 and "of 2 cells" not in printed()

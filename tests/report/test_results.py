@@ -45,7 +45,7 @@ def test_all_results_are_listed(store: Results, printed: Said) -> None:
 
 
 def test_pruning_keeps_what_the_recipe_uses(store: Results) -> None:
-    assert pruned(store.folder) == "deleted 2 results, 2 MB"
+    assert pruned([store.folder]) == "deleted 2 results, 2 MB"
     assert [row[1] for row in results_table(store.folder).rows] == ["unfinished", "current"]
     assert damage_of(store.folder / "sft") is None
 

@@ -25,6 +25,7 @@ from alignkit_plugins.evals import examples
 MACHINE = ("processor", "dtype", "threads")  # facts of a stage on which its numbers depend
 # Options of an evaluation on which its scores depend
 DECIDES = ("prompts", "rewards", "metrics", "composites", "examples")
+COMMANDS = "commands.jsonl"
 COLUMNS = {"scores": "value", "lengths": "length", "outcomes": "outcome"}  # facts of a Score
 
 
@@ -62,6 +63,16 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
             raise DataError(f"{text}\nhelp: delete it, and run the recipe again")
         rows.append({**row, "folder": str(file).removesuffix(".json")})
     return sorted(rows, key=lambda row: int(row["place"]))
+
+
+def to_come(run: Path) -> dict[str, str]:
+    """The cells of commands that are not complete, by address, each with its last command."""
+    found = dict[str, str]()
+    for line in json_lines(run / CELLS / COMMANDS):
+        for address in line["cells"]:
+            if not (run / CELLS / f"{address}.json").is_file():
+                found[address] = line["command"]
+    return found
 
 
 def own_rows_of(run: Path) -> list[dict[str, Any]]:

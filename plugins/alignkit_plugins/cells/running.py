@@ -3,6 +3,7 @@ not depend on what varies is computed once.
 
 RUN/cells/ADDRESS       the run of a cell, which every command takes as any other run
 RUN/cells/ADDRESS.json  what it found (`alignkit_plugins.cells.rows`); a table reads nothing else
+RUN/cells/commands.jsonl  each command with the cells that it runs: `show` knows which are to come
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from alignkit.errors import RunFailed, refuse
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
-from alignkit.io.results import CELLS, write_checked
+from alignkit.io.results import CELLS, json_lines, write_checked
 from alignkit.io.text import duration
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.services import folder_of
+from alignkit.runs.services import folder_of, resume_command
 from alignkit.runs.signals import should_stop, stoppable
 from alignkit_plugins.cells.axes import Cell, cells_of
-from alignkit_plugins.cells.rows import row_of
+from alignkit_plugins.cells.rows import COMMANDS, row_of
 
 LAST = 3  # lines of the log of a cell that failed
 WAIT = 0.2  # seconds between looks at cells that run
@@ -58,14 +59,23 @@ def run_cells(
     base = base_of(plain)
     chosen = _share(every, part)
     make_folder(folder / CELLS)
+    _note(folder / CELLS / COMMANDS, chosen)
     reporter = Reporter()
     reporter.say(f"{len(chosen)} cell{'s' * (len(chosen) != 1)}, {folder / CELLS}")
     with stoppable():
         failed = _run(chosen, recipes, base, command, folder, jobs, reporter)
     if failed:
-        help = "the same command runs them again, and only them"
+        help = f"to run them again, and only them: {resume_command()}"
         raise RunFailed(f"failed: {', '.join(failed)}\nhelp: {help}")
     return folder
+
+
+def _note(file: Path, cells: Sequence[Cell]) -> None:
+    """Append which cells this command runs, if that is not written yet."""
+    line = {"command": resume_command(), "cells": [cell.address for cell in cells]}
+    if line not in json_lines(file):
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(f"\n{json.dumps(line)}\n")  # what a killed command left stays a line
 
 
 def base_of(recipe: Recipe) -> str:
@@ -126,11 +136,12 @@ def _run(
                     write_checked(process.folder.with_name(f"{address}.json"), row)
                     reporter.say(f"{address}: done ({count}) in {process.took}")
             time.sleep(WAIT)
-    except BaseException:
+    except BaseException as error:
         for process in running.values():
             process.process.terminate()
         for process in running.values():
             process.process.wait()
+        error.add_note(f"to resume: {resume_command()}")
         raise
     return failed
 

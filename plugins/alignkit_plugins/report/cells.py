@@ -1,24 +1,62 @@
-"""Many runs as one result: their section of report.html, and CSV."""
+"""Many runs as one result: what they say so far, their section of report.html, and CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alignkit.contract.report import Report
-from alignkit.io.results import json_lines
-from alignkit_plugins.cells.table import SEED
+from alignkit.errors import DataError
+from alignkit.io.results import CELLS, json_lines
+from alignkit_plugins.cells.changes import listed
+from alignkit_plugins.cells.rows import rows_of, to_come
+from alignkit_plugins.cells.table import SEED, report_of
 from alignkit_plugins.compare.rows import Row, rows_in
 from alignkit_plugins.report import drawing, figures
 from alignkit_plugins.report.drawing import Line, Point
 from alignkit_plugins.report.figures import Figure
+from alignkit_plugins.report.history import starts_of
 
 OF_CSV = ["stage", "policy", "metric", "seed", "mean", "low", "high", "prompts"]
 ENDS = ("mean", "low", "high", "n")  # numbers of an estimate, as the last columns are
 LINES = 8  # that one chart can tell apart
+
+
+def so_far(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
+    """What the cells of runs say together, and which are still to come; and the same as plain data.
+    Raises DataError.
+    """
+    complete = {Path(one["folder"]).name for run in runs for one in rows_of(run)}
+    left, commands = dict[str, list[str]](), dict[str, None]()  # an ordered set
+    for run in runs:
+        for address, command in to_come(run).items():
+            if address not in complete:
+                last = [{"outcome": ""}, *starts_of(run / CELLS / address)][-1]["outcome"]
+                state = last if last in ("running", "failed", "waiting") else "to come"
+                left.setdefault(state, []).append(address)
+                commands[command] = None
+    progress = {"complete": len(complete), "left": left, "commands": [*commands]}
+    text = "\n".join(_progress(progress)) if left else ""
+    if left and not complete:
+        return Report([text]), {"cells": [], "folders": [], "evaluations": {}, "progress": progress}
+    try:
+        report, facts = report_of(runs)
+    except DataError as error:
+        if left:
+            error.add_note(text)
+        raise
+    return Report([*report.blocks, *filter(None, [text])]), {**facts, "progress": progress}
+
+
+def _progress(progress: Mapping[str, Any]) -> Iterator[str]:
+    done, left = progress["complete"], progress["left"]
+    states = [f"{state}: {listed(cells)}" for state, cells in left.items()]
+    yield "; ".join([f"{done} of {done + sum(map(len, left.values()))} cells", *states])
+    if "running" not in left:
+        yield from (f"to continue: {command}" for command in progress["commands"])
 
 
 def lines_of(facts: Mapping[str, Any]) -> list[list[Any]]:

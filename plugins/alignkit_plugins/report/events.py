@@ -80,11 +80,10 @@ def report_run(folder: Path, say: Say, cells: Any = None) -> None:
 
 def write_report(folder: Path, cells: Any = None) -> Path:
     """Write report.json and report.html into a run's folder; returns the page. cells: what they
-    say (`report_of`), if that is known.
+    say (`so_far`), if that is known.
     """
     from alignkit_plugins.cells.rows import rows_of
-    from alignkit_plugins.cells.table import report_of
-    from alignkit_plugins.report.cells import section
+    from alignkit_plugins.report.cells import section, so_far
     from alignkit_plugins.report.document import page
     from alignkit_plugins.report.facts import facts_of
 
@@ -93,6 +92,6 @@ def write_report(folder: Path, cells: Any = None) -> Path:
         facts = facts_of(folder)
         write_json(folder / FACTS, facts)
     if cells or rows_of(folder):
-        part = section(*(cells or report_of([folder])))
+        part = section(*(cells or so_far([folder])))
     write_text(folder / PAGE, page(facts, part))
     return folder / PAGE

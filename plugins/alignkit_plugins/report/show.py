@@ -31,7 +31,10 @@ def show(
         ),
     ] = None,
     prune: Annotated[
-        bool, typer.Option("--prune", help="Delete all results of a run but the current ones.")
+        bool,
+        typer.Option(
+            "--prune", help="Delete all results of a run but the current ones, and of its cells."
+        ),
     ] = False,
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the report of a run in a browser.")
@@ -58,15 +61,26 @@ def show(
     from alignkit_plugins.command_line.find import RUNS, find_run, is_result_name, runs_in
 
     folder = folders[0] if folders else None
+    options = {"--prune": prune, "--open": open_page, "--csv": as_csv}
+    given = [name for name, asked in options.items() if asked]
+    if as_csv and len(given) > 1:
+        refuse(f"--csv prints numbers and nothing else, not {given[0]}", "leave one of them out")
     if folders and (len(folders) > 1 or _has_cells(folders[0])):
-        return shown(folders, as_csv=as_csv)
+        if len(folders) > 1 and not as_csv:
+            _check_none(given)
+        return shown(folders, as_csv=as_csv, prune=prune, open_page=open_page)
+    if as_csv:
+        help = "`alignkit --json show RUN` has the numbers of a run"
+        refuse(f"--csv is for cells, of which there are none in {folder or RUNS}", help)
     runs = [] if folder and is_file(folder / RECIPE) else runs_in(folder or RUNS)
     if runs:
+        _check_none(given)
         return reported(Report([_listed(runs), "alignkit show RUN shows one"]))
     if folder is None:
         refuse("there are no runs in runs/", "for example: alignkit run smoke")
     run, name = find_run(folder)
     if is_result_name(name):
+        _check_none(given)
         return reported(Report([results_table(run, name)]))
     from alignkit_plugins.report.facts import facts_of
 
@@ -75,8 +89,14 @@ def show(
     if open_page:
         blocks.append(_opened(facts))
     if prune:
-        blocks.append(pruned(run))
+        blocks.append(pruned([run]))
     return reported(Report(blocks), "run_report", facts)
+
+
+def _check_none(given: Sequence[str]) -> None:
+    """Refuse options of one run where none is shown."""
+    if given:
+        refuse(f"{given[0]} is for one run", f"name it: alignkit show RUN {given[0]}")
 
 
 def _has_cells(folder: Path) -> bool:
@@ -92,20 +112,28 @@ def cells(*options: Any) -> Result:
     return shown([run_cells(*options)])
 
 
-def shown(runs: Sequence[Path], *, as_csv: bool = False) -> Result:
+def shown(
+    runs: Sequence[Path], *, as_csv: bool = False, prune: bool = False, open_page: bool = False
+) -> Result:
     """What the cells of runs say. Those of one run are in its report.html, too. Raises DataError."""
-    from alignkit_plugins.cells.table import report_of
-    from alignkit_plugins.report.cells import lines_of
-    from alignkit_plugins.report.events import report_run
+    deleted = [_pruned_cells(run) for run in runs if prune]
+    from alignkit_plugins.report.cells import lines_of, so_far
+    from alignkit_plugins.report.events import report_run, write_report
 
-    report, facts = found = report_of(runs)
+    report, facts = found = so_far(runs)
     if as_csv:
+        if facts["progress"]["left"]:
+            print(report.blocks[-1], file=sys.stderr)
         written = csv.writer(sys.stdout, lineterminator="\n")
         return Result("cells", facts, lambda: written.writerows(lines_of(facts)))
     blocks = list(report.blocks)
-    if len(runs) == 1:
+    if len(runs) == 1 and facts["cells"]:
         report_run(runs[0], blocks.append, found)
-    return reported(Report(blocks), "cells", {"folder": runs[0], **facts})
+    if open_page and not facts["cells"]:
+        blocks.append("there is no report to open, as no cell is complete yet")
+    elif open_page:
+        _browse(write_report(runs[0], found))
+    return reported(Report([*blocks, *deleted]), "cells", {"folder": runs[0], **facts})
 
 
 def _listed(runs: Sequence[Path]) -> Table:
@@ -142,14 +170,19 @@ def _of_run(facts: Mapping[str, Any], folder: Path) -> list[Block]:
 
 def _opened(facts: Mapping[str, Any]) -> str:
     import tempfile
-    import webbrowser
 
     from alignkit_plugins.report.document import page
 
     file = Path(tempfile.mkdtemp(prefix="alignkit-")) / PAGE
     write_text(file, page(facts))
-    webbrowser.open(file.as_uri())
+    _browse(file)
     return f"report: {file}"
+
+
+def _browse(file: Path) -> None:
+    import webbrowser
+
+    webbrowser.open(file.resolve().as_uri())
 
 
 # Results
@@ -198,13 +231,28 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def pruned(run: Path) -> str:
-    """Delete all results but the current ones; returns what to say."""
+def pruned(runs: Sequence[Path]) -> str:
+    """Delete all results of runs but the current ones; returns what to say."""
     from alignkit.runs.services import locked
 
-    with locked(run):
-        others = _others(run)
-        size = sum(map(_bytes, others))
-        for folder in others:
-            discard_folder(folder)
-    return f"deleted {len(others)} results, {size / 1e6:.0f} MB"
+    count = size = 0
+    for run in runs:
+        with locked(run):
+            for folder in _others(run):
+                count, size = count + 1, size + _bytes(folder)
+                discard_folder(folder)
+    return f"deleted {count} results, {size / 1e6:.0f} MB"
+
+
+def _pruned_cells(run: Path) -> str:
+    """`pruned` of a run and its cells. Those that are not complete are forgotten, if others are: their
+    command runs them again.
+    """
+    from alignkit_plugins.cells.rows import COMMANDS, rows_of, to_come
+
+    every = [*run.glob(RECIPE), *run.glob(f"{CELLS}/*/{RECIPE}")]
+    said = pruned([file.parent for file in every])
+    left = to_come(run) if rows_of(run) else ()
+    if left:
+        (run / CELLS / COMMANDS).unlink()
+    return f"{said}; forgot {len(left)} cells that are not complete" if left else said
