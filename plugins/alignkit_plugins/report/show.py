@@ -251,8 +251,8 @@ def _pruned_cells(run: Path) -> str:
     from alignkit_plugins.cells.rows import COMMANDS, rows_of, to_come
 
     every = [*run.glob(RECIPE), *run.glob(f"{CELLS}/*/{RECIPE}")]
-    said = pruned([file.parent for file in every])
+    deleted = pruned([file.parent for file in every])
     left = to_come(run) if rows_of(run) else ()
     if left:
         (run / CELLS / COMMANDS).unlink()
-    return f"{said}; forgot {len(left)} cells that are not complete" if left else said
+    return f"{deleted}; forgot {len(left)} cells that are not complete" if left else deleted
