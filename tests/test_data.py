@@ -470,7 +470,35 @@ d.jsonl
 
 d.jsonl
 {"xyz": "q"}
-  ! d.jsonl: no format matches the first row (columns xyz)...alpaca...
+  ! d.jsonl: no format matches the first row (columns xyz) / help: say which columns are meant, as in --columns prompt=xyz,...all 36 formats
+
+d.jsonl
+{"Prompt": "q", "Rejected": "q"}
+  ! ... / help: say which...in a `template` / preference wants chosen and rejected (texts...all 36 formats
+
+d.jsonl
+{"chat": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+  ! ... / help: say what its columns mean, as in / data: {path: FILE, columns: {messages: chat}}  # messages
+
+d.jsonl
+{"dialog": [{"speaker": "customer", "text": "q"}, {"speaker": "Ben", "text": "a"}, {"speaker": "system", "text": "s"}]}
+  ! ... / help: say which columns...
+
+d.jsonl
+{"dialog": [{"speaker": "Eve", "text": "q"}, {"speaker": "bot", "text": "a"}]}
+  ! ... / data: {template: {path: FILE, messages: '{{ dialog | turns("speaker", "text", user=["Eve"], assistant=["bot"]) }}'}}
+
+d.jsonl
+{"dialog": [{"who": "Eve", "text": "q"}, {"who": "Ben", "text": "a"}]}
+  ! ...help: say which columns...
+
+d.jsonl
+{"dialog": [{"sender": "Eve", "text": "q"}, {"sender": "Ben", "text": "a"}]}
+  ! ...help: if this is who says what, write `data: {template: {path: FILE, messages: '{{ dialog | turns("sender", "text", user=["Eve"], assistant=["Ben"]) }}'}}`...
+
+d.jsonl
+{"turns": ["q", "a"]}
+  ! ...help: if this is who says what, write `data: {template: {path: FILE, messages: '{{ turns[::2] | dialogue(turns[1::2]) }}'}}`...
 
 d.jsonl
 {"question": "How many?", "answer": "2 + 3 = 5\\n#### 5"}

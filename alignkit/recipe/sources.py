@@ -422,10 +422,10 @@ class SourceReader:
             )
         help = next(
             plugins().ask("advice", row, self.formats),
-            f"Name the format (`alignkit plugins FORMAT` describes it): {', '.join(self.formats)}",
+            f"name the format (`alignkit plugins FORMAT` describes it): {', '.join(self.formats)}",
         )
         raise UnknownFormat(
-            f"{self.source.name}: no format matches the first row ({content}). {help}"
+            f"{self.source.name}: no format matches the first row ({content})\nhelp: {help}"
         )
 
     def _groups_of(self, number: int, raw: Any) -> list[Group]:

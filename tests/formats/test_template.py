@@ -27,6 +27,7 @@ ROW = json.loads("""
  "words": ["one", "two", 3],
  "nested": {"deep": [{"text": "a", "more": {"of": "b"}}, {"text": "c", "more": {"of": "d"}}]},
  "choices": ["Fire", "Rain", "Snow"], "labeled": {"text": ["Fire", "Rain"], "label": ["1", "b"]},
+ "chat": [{"by": "Eve", "text": "q"}, {"by": "gpt ", "text": "a", "train": false}],
  "zero": 0, "methods": {"items": 3, "values": ["v"]}, "two": "2", "b": "b", "q": "Q"}
 """)
 
@@ -53,7 +54,9 @@ def test_a_text_is_filled_with_what_the_row_holds(text: str, filled: str) -> Non
 
 
 def test_a_single_expression_keeps_its_type() -> None:
-    values = {"{{ words }}": ["one", "two", 3], "{{ n }}": 3, "{{ none }}": None, "{{ n }}.": "3."}
+    turns = [{"role": "user", "content": "q"}, {"train": False, "role": "gpt", "content": "a"}]
+    chat = """{{ chat | turns("by", "text", user=["Al", "eve"]) }}"""
+    values = {chat: turns, "{{ words }}": ["one", "two", 3], "{{ n }}": 3, "{{ none }}": None, "{{ n }}.": "3."}
     assert {text: Text(text).value(ROW) for text in values} == values
 
 
@@ -76,6 +79,8 @@ NOT_HELD = json_rows("""
 ["{{ zero | letter(labeled.text, labeled.label) }}", "0 is none of the 2"]
 ["{{ {'1': 'one'}[n | string] }}", "no attribute '3'"]
 ["{{ words | dialogue(choices[:2]) }}", "zip() argument 2 is shorter"]
+["{{ chat | turns('by', 'says') }}", "turn 0 has no says"]
+["{{ chat | turns('by', 'text', user='Eve') }}", "turns: user: expected a list, not text"]
 ["{{ ''.__class__ }}", "unsafe"]
 ["{{ q.__class__.__mro__ }}", ""]
 ["{{ words.append('x') }}", ""]

@@ -27,6 +27,8 @@ from tests.rows import Said, cells, read_json, user
 # equal, `<#>` is it, and `<even>` whether it is even.
 KINDS = r"""
 DEMO     {"instruction": "Tell me of <n>?", "output": "It is all about <n+700>."}
+CHAT     {"chat": [{"from": "human", "value": "Tell me of <n>?"}, {"from": "gpt", "value": "All about <n+700>."}]}
+SAID     {"chat": [{"by": "Eve", "text": "Tell me of <n>?"}, {"by": "bot", "text": "All about <n+700>."}]}
 LARGE    {"instruction": "Tell me of <n>?", "output": "MUCH is all about <n+700>."}
 PAIR     {"prompt": "Why is <n>?", "chosen": "For <n+800>.", "rejected": "Who can say?"}
 THRICE   {"prompt": "Why is the <n/3>th?", "chosen": "For <n+800>.", "rejected": "Who can say?"}
@@ -554,6 +556,8 @@ CHOSEN = """\
 d.jsonl LARGE 7;d.jsonl DEMO 53    | d.jsonl         | {temperature: 0.7, max_new_tokens: 128}
 d.jsonl LARGE 400;p.jsonl PAIR 60  | d.jsonl p.jsonl | {path: d.jsonl, part: [0.35, 1], limit: 60}
 d.jsonl LARGE 400;s.jsonl SUM 60   | d.jsonl s.jsonl | {path: d.jsonl, part: [0.3, 1], limit: 60}
+c.jsonl CHAT 60                    | c.jsonl         | {path: c.jsonl, part: [0.35, 1], columns: {messages: chat}}
+c.jsonl SAID 60                    | c.jsonl         | turns("by", "text", user=["Eve"], assistant=["bot"]) }}'}}
 s.jsonl SUM 30;s.jsonl NAMED 30    | known-answers=s.jsonl | {right: {reward: {exact_match: {within: true}}}}
 """
 

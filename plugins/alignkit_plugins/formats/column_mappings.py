@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from shlex import quote
 from typing import Any
 
 from alignkit import Format
@@ -14,6 +17,7 @@ from alignkit.contract.formats import (
     matches,
     with_renamed_columns,
 )
+from alignkit_plugins.formats.turns import SPEAKERS, first_of
 
 # What columns with a question and with its answer are called, besides `prompt` and `completion`.
 QUESTIONS = {"question", "query", "problem", "input", "instruction", "goal", "user"}
@@ -21,16 +25,31 @@ ANSWERS = {"answer", "response", "output", "solution", "target", "reply", "assis
 # The same for columns with a better and with a worse answer, besides `chosen` and `rejected`.
 BETTER = {"better", "good", "preferred", "chosen_response", "chosen_messages"}
 WORSE = {"worse", "bad", "rejected", "rejected_response", "rejected_messages"}
+# Keys of a turn that say who speaks, and what; and speakers, besides those of `turns`.
+WHO = ("role", "from", "speaker", "author", "sender", "participant", "by", "name")
+SAYS = ("content", "value", "text", "utterance", "message", "body")
+ROLE_OF = SPEAKERS | dict.fromkeys(("customer", "client", "caller", "patient", "student"), "user")
+ROLE_OF |= dict.fromkeys(
+    ("agent", "ai", "bot", "chatbot", "support", "representative"), "assistant"
+)
+DEMONSTRATION = ("prompt", "completion")
+TWO_ANSWERS = ("prompt", "A", "B", "label")  # As --columns names them
 
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """How a recipe may say what a source's columns mean. columns: expected -> actual."""
+    """How a recipe may say what a source's columns mean.
+
+    columns: expected -> actual. messages: what a template's are; empty: no template.
+    """
 
     format: str
     columns: Mapping[str, str] = field(default_factory=dict)
+    messages: str = ""
 
     def __str__(self) -> str:
+        if self.messages:
+            return f"data: {{template: {{path: FILE, messages: '{self.messages}'}}}}"
         if not self.columns:
             return f"data: {{{self.format}: FILE}}"
         names = ", ".join(f"{expected}: {actual}" for expected, actual in self.columns.items())
@@ -51,6 +70,9 @@ def mappings_of(row: Any, formats: Formats) -> list[ColumnMapping]:
         ]
         if len(fitting) == 1:
             mappings.setdefault(fitting[0], ColumnMapping(fitting[0], columns))
+    for text, is_sure in _conversations(row):
+        if is_sure and "messages" not in mappings:
+            mappings["template"] = ColumnMapping("template", messages=text)
     return [*mappings.values()]
 
 
@@ -60,6 +82,9 @@ def _renamings(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     def called(usual: set[str]) -> list[str]:
         return [name for name in row if str(name).lower() in usual]
 
+    for name, value in row.items():
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            yield {"messages": name}
     questions, better, worse = called(QUESTIONS), called(BETTER), called(WORSE)
     prompt = {}
     if "prompt" not in row:
@@ -87,12 +112,78 @@ def _reads(format_class: type[Format], row: Any) -> bool:
         return False
 
 
+def _conversations(row: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    """What reads each column with turns that have other keys or speakers, or none; and whether it is
+    clear who is who.
+    """
+    for name, turns in row.items():
+        if not isinstance(turns, list) or len(turns) < 2 or not str(name).isidentifier():
+            continue
+        if all(isinstance(turn, str) for turn in turns):
+            yield f"{{{{ {name}[::2] | dialogue({name}[1::2]) }}}}", False
+        if not all(isinstance(turn, Mapping) for turn in turns):
+            continue
+        who, says = first_of(turns[0], WHO), first_of(turns[0], SAYS)
+        speakers = dict.fromkeys(str(turn.get(who)) for turn in turns)
+        if not who or not says:
+            continue
+        roles = [ROLE_OF.get(speaker.strip().lower(), "") for speaker in speakers]
+        is_sure = roles.count("") < 2
+        for at, other in ((0, "user"), (1, "assistant")):  # the user mostly begins
+            if len(roles) == 2 and not roles[at]:
+                roles[at] = "user" if roles[1 - at] == "assistant" else other
+        named = dict[str, list[str]]()
+        for speaker, role in zip(speakers, roles, strict=True):
+            if speaker.lower() not in SPEAKERS:
+                named.setdefault(role, []).append(speaker)
+        if "" not in named and {"user", "assistant"} <= {*roles}:
+            words = [f"{role}={json.dumps(ones)}" for role, ones in named.items()]
+            keys = ", ".join([json.dumps(who), json.dumps(says), *words])
+            yield f"{{{{ {name} | turns({keys}) }}}}", is_sure
+
+
+def columns_help(names: Sequence[str], row: Mapping[str, Any]) -> str:
+    """The columns of the longest texts, as `--columns` may call them. A label is shorter."""
+    longest, words = sorted(row, key=lambda name: -len(str(row[name]))), list[str]()
+    texts = len(names) - ("label" in names)
+    columns = [*sorted(longest[:texts], key=[*row].index), *longest[texts:]]
+    for name, column in zip_longest(names, columns[: len(names)], fillvalue="COLUMN"):
+        words.append(f'{name}="{column}"' if "," in column else f"{name}={column}")
+    return f"--columns {quote(','.join(words))}"
+
+
+def columns_advice(
+    row: Mapping[str, Any],
+    formats: Formats,
+    ways: Sequence[Sequence[str]] = (DEMONSTRATION, TWO_ANSWERS),
+) -> str:
+    """How to say what the columns of a row mean, and which formats are nearest.
+
+    ways: names of columns, each for one content of a row.
+    """
+    have, shares = {str(column).lower() for column in row}, dict[str, float]()
+    for name, cls in formats.items():
+        wanted = {*json.loads(cls.example or "{}")}
+        shares[name] = len(have & wanted) / len(have | wanted)
+    nearest = sorted((name for name in shares if shares[name] > 0.5), key=lambda name: -shares[name])
+    near = [f"{name} wants {formats[name].wants}" for name in nearest[:3]]
+    turns = [str(ColumnMapping("template", messages=text)) for text, _ in _conversations(row)]
+    words = [columns_help(way, row) for way in ways]
+    lines = [
+        f"if this is who says what, write `{turns[0]}`"
+        if turns
+        else f"say which columns are meant, as in {' or '.join(words)}; in a recipe, as in "
+        "`data: {path: FILE, columns: {NAME: COLUMN}}`, or any columns in a `template`",
+        *near,
+        f"`alignkit plugins format` lists all {len(formats)} formats",
+    ]
+    return "\n  ".join(lines)
+
+
 def advice(row: Any, formats: Formats) -> str:
     """What a user may do about such a row."""
     if mappings := mappings_of(row, formats):
-        return "\n  ".join(["Say what its columns mean, as in:", *map(str, mappings)])
-    return (
-        "Rename columns with `columns: {expected: actual}`, for two answers and labels `columns: "
-        "{prompt: P, A: ONE, B: OTHER, label: WHICH}`, say what they mean with a `template`, or "
-        f"name the format (`alignkit plugins FORMAT` describes it): {', '.join(formats)}"
-    )
+        return "\n  ".join(["say what its columns mean, as in", *map(str, mappings)])
+    if not isinstance(row, Mapping):
+        return f"`alignkit plugins format` lists all {len(formats)} formats"
+    return columns_advice(row, formats)

@@ -1,7 +1,7 @@
 """Rows with any columns, read by a template: texts in Jinja that say what the columns of a row are.
 
 Texts run in Jinja's sandbox, which reaches nothing but the row. Besides Jinja's own filters there
-are `letters` and `letter` for choices, and `dialogue`.
+are `letters` and `letter` for choices, and `dialogue` and `turns` for conversations.
 
 | a text | is |
 |---|---|
@@ -12,6 +12,7 @@ are `letters` and `letter` for choices, and `dialogue`.
 | `{{ answer | letter(choices) }}` | the letter of a choice, by its letter or its number from 0 |
 | `{{ answer | letter(choices, labels) }}` | the same, by its label |
 | `{{ questions | dialogue(answers, passage) }}` | messages, of which the first has the passage |
+| `{{ chat | turns("speaker", "text", user=["customer"]) }}` | messages, of turns with other keys and speakers |
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def _sandbox() -> Any:
             return super().getattr(obj, attribute)
 
     environment = Sandbox(undefined=StrictUndefined, finalize=written)
-    filters = {"letters": letters, "letter": letter, "dialogue": dialogue}
+    filters = {"letters": letters, "letter": letter, "dialogue": dialogue, "turns": turns}
     environment.filters |= filters | {"number": number, "solution": solution, "final": final_answer}
     return environment
 
@@ -158,6 +159,22 @@ def dialogue(questions: Any, answers: Any, passage: str = "") -> list[Message]:
         turns += [user_turn(f"{passage}\n\n{question}".strip()), assistant_turn(answer)]
         passage = ""
     return turns
+
+
+def turns(conversation: Any, who: str = "role", says: str = "content", **roles: Any) -> list[Any]:
+    """Messages from turns that call the speaker `who` and the text `says`. roles: the speakers of
+    each role; others are read as usual.
+    """
+    role_of, messages = dict[str, str](), list[Any]()
+    for role, speakers in roles.items():
+        role_of |= {name.lower(): role for name in texts_of(speakers, f"turns: {role}")}
+    for index, turn in enumerate(conversation):
+        columns = dict(columns_of(turn))
+        if missing := {who, says} - columns.keys():
+            raise BadRow(f"turn {index} has no {' and no '.join(sorted(missing))}")
+        speaker, text = str(columns.pop(who)).strip(), columns.pop(says)
+        messages.append({**columns, "role": role_of.get(speaker.lower(), speaker), "content": text})
+    return messages
 
 
 def number(value: Any) -> str:

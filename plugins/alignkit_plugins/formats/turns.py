@@ -81,7 +81,8 @@ def read_message(turn: Any, where: str) -> Message:
     if role is None:
         raise BadRow(
             f"{where} has the unknown role {str(speaker)[:60]!r}; expected one of "
-            f"{', '.join(SPEAKERS)}"
+            f"{', '.join(SPEAKERS)}; a template says who it is: `messages: '{{{{ messages | "
+            f"turns(user=[{json.dumps(str(speaker)[:60])}]) }}}}'`"
         )
     content = turn.get("content")
     if turn.keys() <= PLAIN and name not in CALLERS and isinstance(content, str):

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
-from itertools import chain, filterfalse, pairwise, zip_longest
+from itertools import chain, filterfalse, pairwise
 from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
@@ -38,7 +38,13 @@ from alignkit.recipe.sources import SourceReader, UnknownFormat, keys_of_split
 from alignkit.recipe.yaml import dump
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.command_line.words import data_of, read_words
-from alignkit_plugins.formats.column_mappings import ColumnMapping, mappings_of
+from alignkit_plugins.formats.column_mappings import (
+    TWO_ANSWERS,
+    ColumnMapping,
+    columns_advice,
+    columns_help,
+    mappings_of,
+)
 from alignkit_plugins.recipe_tools.options import schema_line
 from alignkit_plugins.report.data_card import row_warnings
 from alignkit_plugins.rewards.exact_match import ExactMatch
@@ -63,7 +69,6 @@ GOALS: Mapping[str, Sequence[str]] = {
     "demos": (),
 }
 COMMAND = "alignkit init"
-TWO_ANSWERS = ("prompt", "A", "B", "label")  # As --columns names them
 MOST_ROWS = 100_000  # rows that show what a file holds
 # With a unit, which must be the known one if there is one; words that often follow a number are none
 LAST = NUMBER + (
@@ -251,22 +256,9 @@ def first_row(path: Path) -> Mapping[str, Any]:
     return row if isinstance(row, Mapping) else {}
 
 
-def columns_help(kind: str, row: Mapping[str, Any]) -> str:
-    """How `--columns` says what a file's columns are, with those of its longest texts as an
-    example. A label is shorter. kind: empty: any.
-    """
-    longest, examples = sorted(row, key=lambda name: -len(str(row[name]))), list[str]()
-    ways = [KINDS[kind or "demos"].columns]
-    if kind in ("", "pairs"):
-        ways.append(TWO_ANSWERS)
-    for names in ways:
-        texts = len(names) - ("label" in names)
-        columns = [*sorted(longest[:texts], key=[*row].index), *longest[texts:]]
-        words = list[str]()
-        for name, column in zip_longest(names, columns[: len(names)], fillvalue="COLUMN"):
-            words.append(f'{name}="{column}"' if "," in column else f"{name}={column}")
-        examples.append(f"--columns {quote(','.join(words))}")
-    return f"say which columns are meant, as in {' or '.join(examples)}"
+def columns_ways(kind: str) -> list[Sequence[str]]:
+    """What `--columns` may call the columns of a kind; empty: of any."""
+    return [KINDS[kind or "demos"].columns, *[TWO_ANSWERS] * (kind in ("", "pairs"))]
 
 
 class Undecided(DataError):
@@ -288,13 +280,16 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
     found: list[DataFile] = []
     problems: list[DataError] = []
     for mapping in mappings:
-        keys = {"columns": dict(mapping.columns)} if mapping.columns else {}
+        keys: dict[str, Any] = {"columns": dict(mapping.columns)} if mapping.columns else {}
+        keys |= {"messages": mapping.messages} if mapping.messages else {}
         try:
-            found.append(_read(path, name, kind, "" if keys else mapping.format, keys))
+            format = "" if mapping.columns else mapping.format
+            found.append(_read(path, name, kind, format, keys))
         except Undecided:
             raise
         except UnknownFormat as error:
-            problems.append(DataError(f"{error}\nhelp: {columns_help(kind, row)}"))
+            help = columns_advice(row, plugins().usable("format"), columns_ways(kind))
+            problems.append(DataError(f"{str(error).partition(chr(10))[0]}\nhelp: {help}"))
         except DataError as error:
             problems.append(error)
         if found and (kind or found[-1].kind != "prompts"):
@@ -331,7 +326,9 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
         if compared and not counts[most]:
             each = [f"{text}: {compared:,} comparisons, all tied or without a label", *source.notes]
             raise Undecided(f"{'; '.join(each)}\nhelp: {help}")
-        raise DataError(f"{text}\nhelp: {help}, or {columns_help(kind, first_row(path))}")
+        ways = [columns_help(way, first_row(path)) for way in columns_ways(kind)]
+        help += f", or say which columns are meant, as in {' or '.join(ways)}"
+        raise DataError(f"{text}\nhelp: {help}")
     asked = kind == "known-answers" and source.format == "prompt_only"
     if asked and not all(map(_has_answer, groups)):
         return _read(path, name, kind, "template", {**keys, **ANSWERED})
