@@ -470,7 +470,7 @@ d.jsonl
 
 d.jsonl
 {"xyz": "q"}
-  ! d.jsonl: no format matches the first row (columns xyz) / help: say which columns are meant, as in --columns prompt=xyz,...all 36 formats
+  ! d.jsonl: no format matches the first row (columns xyz) / help: say which...--columns prompt=xyz,...36 formats
 
 d.jsonl
 {"Prompt": "q", "Rejected": "q"}
@@ -486,7 +486,7 @@ d.jsonl
 
 d.jsonl
 {"dialog": [{"speaker": "Eve", "text": "q"}, {"speaker": "bot", "text": "a"}]}
-  ! ... / data: {template: {path: FILE, messages: '{{ dialog | turns("speaker", "text", user=["Eve"], assistant=["bot"]) }}'}}
+  ! ... / data: {template: {...messages: '{{ dialog | turns("speaker", "text", user=["Eve"], assistant=["bot"]) }}'}}
 
 d.jsonl
 {"dialog": [{"who": "Eve", "text": "q"}, {"who": "Ben", "text": "a"}]}
@@ -494,11 +494,11 @@ d.jsonl
 
 d.jsonl
 {"dialog": [{"sender": "Eve", "text": "q"}, {"sender": "Ben", "text": "a"}]}
-  ! ...help: if this is who says what, write `data: {template: {path: FILE, messages: '{{ dialog | turns("sender", "text", user=["Eve"], assistant=["Ben"]) }}'}}`...
+  ! ...help: if this is who says what...'{{ dialog | turns("sender", "text", user=["Eve"], assistant=["Ben"]) }}'}}`...
 
 d.jsonl
 {"turns": ["q", "a"]}
-  ! ...help: if this is who says what, write `data: {template: {path: FILE, messages: '{{ turns[::2] | dialogue(turns[1::2]) }}'}}`...
+  ! ...help: if this is who says what, write...'{{ turns[::2] | dialogue(turns[1::2]) }}'}}`...
 
 d.jsonl
 {"question": "How many?", "answer": "2 + 3 = 5\\n#### 5"}

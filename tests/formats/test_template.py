@@ -56,7 +56,13 @@ def test_a_text_is_filled_with_what_the_row_holds(text: str, filled: str) -> Non
 def test_a_single_expression_keeps_its_type() -> None:
     turns = [{"role": "user", "content": "q"}, {"train": False, "role": "gpt", "content": "a"}]
     chat = """{{ chat | turns("by", "text", user=["Al", "eve"]) }}"""
-    values = {chat: turns, "{{ words }}": ["one", "two", 3], "{{ n }}": 3, "{{ none }}": None, "{{ n }}.": "3."}
+    values = {
+        chat: turns,
+        "{{ words }}": ["one", "two", 3],
+        "{{ n }}": 3,
+        "{{ none }}": None,
+        "{{ n }}.": "3.",
+    }
     assert {text: Text(text).value(ROW) for text in values} == values
 
 

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path
@@ -16,8 +18,9 @@ import typer
 
 from alignkit import hookimpl
 from alignkit.contract.commands import RegisterCommand
-from alignkit.errors import refuse
+from alignkit.errors import AlignkitError, refuse
 
+_TURNS = ("message_property_mappings", "roles")
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 
 
@@ -110,6 +113,7 @@ class Migration:
     """
 
     trainer: str
+    lora: Any
 
     def __init__(self, tool: str, config: str):
         import yaml
@@ -117,7 +121,7 @@ class Migration:
         text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
         self.tables, self.tool, self.config = yaml.safe_load(text), tool, config
         self.given, self.words, self.recipe, self.stage = {}, {}, {"name": Path(config).stem}, {}
-        self.notes, self.lost = self.tables["notes"], []
+        self.notes, self.lost, self.first_rows = list[str](), list[str](), list[Any]()
 
     def read(self, values: Mapping[str, Any]) -> None:
         """Take the fields over, in TRL's words."""
@@ -142,12 +146,10 @@ class Migration:
             self.given |= self.tables["defaults"].get(key, {}) | given
         given.setdefault("lora_alpha", 2 * self.count("lora_r"))
         model = self.recipe["model"] = {}
-        lora = given.pop("use_peft", False)
+        self.lora = lora = given.pop("use_peft", False)
         if lora not in (True, False):
             self.lose("use_peft", lora)
         self.data(online)
-        if self.tool == "trl" and self.trainer != "lm":
-            self.differ("prompt, completion, chosen")
         self.recipe["stages"] = {self.trainer: self.stage}
         self.stage["algorithm"] = {self.trainer: options}
         self.batches(online)
@@ -170,10 +172,32 @@ class Migration:
                 model["mixed_precision"] = "bf16"
         if not options:
             self.stage["algorithm"] = self.trainer
+        applies = {
+            "batch_size": "per_device_train_batch_size" in self.words,
+            "lora_target_modules": lora and not modules,
+            "validation": "'validation':" in f"{self.stage}",
+            "prompt, completion, chosen": self.tool == "trl"
+            and self.trainer != "lm"
+            and self.has("prompt", "completion", "chosen", kind=str),
+            "data": "'hub':" in f"{self.stage}",
+        }
+        for name in filter(applies.get, applies):
+            self.differ(name)
 
     def lose(self, name: str, value: Any = None) -> None:
         word = self.words.get(name, name)
-        self.lost.append(word if value is None else " ".join(f"{word}: {value}".split()))
+        instead = f" ({self.tables['instead'][word]})" if word in self.tables["instead"] else ""
+        self.lost.append(
+            (word if value is None else " ".join(f"{word}: {value}".split())) + instead
+        )
+
+    def has(self, *names: str, kind: type) -> bool:
+        """Whether a data set may have one of these columns with such content."""
+        return any(
+            row is None or isinstance(row.get(name), kind)
+            for row in self.first_rows
+            for name in names
+        )
 
     def differ(self, name: str) -> None:
         self.notes.append(f"{name}: {self.tables['differs'][name]}")
@@ -241,6 +265,9 @@ class Migration:
             tests = [each | test for each in sources if "hub" in each]
             if not tests:
                 self.lose("eval_strategy", f"{strategy} (no test split)")
+        sources, tests = (
+            [{"template": e} if "messages" in e else e for e in each] for each in (sources, tests)
+        )
         self.stage["prompts" if online else "data"] = sources if sources[1:] else sources[0]
         if tests and not online:
             self.stage["validation"] = tests if tests[1:] else tests[0]
@@ -264,6 +291,15 @@ class Migration:
         if "[" in split:
             self.lose("split", split)
         columns = self.columns(str(kind), entry)
+        turns = self.turns(entry)
+        if turns and self.trainer == "sft":
+            source["messages"] = f"{{{{ {columns.pop('messages', 'messages')} | {turns} }}}}"
+            for name in columns:
+                self.lose(f"datasets: field_{name}")
+            columns = {}
+        elif turns:
+            self.lose("datasets: message_property_mappings")
+        self.first_rows.append(_first_row(path) if "path" in source else None)
         for key, value in entry.items():
             words = set(re.findall(r"\w+", str(value)))
             if key in ("name", "revision", "data_files"):
@@ -286,6 +322,32 @@ class Migration:
             self.trainer = "lm"
             self.given.pop("assistant_only_loss", None)
         return {key: columns[key] for key in columns if key != columns[key]}
+
+    def turns(self, entry: dict[str, Any]) -> str:
+        """What reads the turns of a data set of axolotl that have other keys or speakers; empty if
+        alignkit reads them anyway. Takes out the fields.
+        """
+        from alignkit_plugins.formats.turns import SPEAKERS
+
+        keys = {name: entry.pop(f"message_field_{name}", name) for name in ("role", "content")}
+        mappings, roles = (entry.pop(name, None) or {} for name in _TURNS)
+        if not isinstance(mappings, dict) or not isinstance(roles, dict):
+            refuse(f"{self.config}: {' and '.join(_TURNS)} of a data set must be mappings")
+        keys |= mappings
+        for name in keys.keys() - {"role", "content"}:
+            if keys[name] != name:
+                self.lose(f"datasets: message_property_mappings: {name}")
+        others = dict[str, list[str]]()
+        for role, speakers in roles.items():
+            for each in [speakers] if isinstance(speakers, str) else speakers:
+                if SPEAKERS.get(str(each).lower()) != role:
+                    others.setdefault(role, []).append(str(each))
+        who, says = keys["role"], keys["content"]
+        if not others and who in ("role", "from") and says in ("content", "value", "text"):
+            return ""
+        words = [json.dumps(who), json.dumps(says)]
+        words += [f"{role}={json.dumps(each)}" for role, each in others.items()]
+        return f"turns({', '.join(words)})"
 
     def batches(self, online: bool) -> None:
         """Batches and steps."""
@@ -362,7 +424,11 @@ class Migration:
                     place = place.setdefault(key, {})
                 place[last] = value
             elif value and name in self.tables["differs"]:
-                self.differ(name)
+                without = name.startswith("lora") and not self.lora
+                if not without and (
+                    name != "assistant_only_loss" or self.has("messages", kind=list)
+                ):
+                    self.differ(name)
             elif not value or any(fnmatchcase(name, each) for each in self.tables["silent"]):
                 unneeded.append(self.words.get(name, name))
             elif name not in keys:
@@ -373,6 +439,15 @@ class Migration:
         if "betas" in optimizer:
             optimizer["betas"] = [0.9, optimizer["betas"]]
         self.stage["optimizer"] = {optimizer.pop("name", "adamw"): optimizer}
+
+
+def _first_row(path: str) -> Any:
+    """The first row of a file; None if it cannot be read, which `check` says."""
+    from alignkit_plugins.recipe_tools.init_write import first_row
+
+    with suppress(AlignkitError, OSError):
+        return first_row(Path(path))
+    return None
 
 
 def _python(module: str, function: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def test_a_config_is_carried_over(name: str, capsys: Any) -> None:
     assert out.endswith("\nok: old: stages {}\n".format(*recipe["stages"]))
     for note in case.get("notes", ()):
         assert note in out and note in Path("new.yaml").read_text(encoding="utf-8")
+    assert not [note for note in case.get("without", ()) if f"\n{note}" in f"\n{out}"]
     with pytest.raises(RecipeError, match="already exists"):
         migrated(case)
 

@@ -165,7 +165,9 @@ def columns_advice(
     for name, cls in formats.items():
         wanted = {*json.loads(cls.example or "{}")}
         shares[name] = len(have & wanted) / len(have | wanted)
-    nearest = sorted((name for name in shares if shares[name] > 0.5), key=lambda name: -shares[name])
+    nearest = sorted(
+        (name for name in shares if shares[name] > 0.5), key=lambda name: -shares[name]
+    )
     near = [f"{name} wants {formats[name].wants}" for name in nearest[:3]]
     turns = [str(ColumnMapping("template", messages=text)) for text, _ in _conversations(row)]
     words = [columns_help(way, row) for way in ways]
