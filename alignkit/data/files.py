@@ -13,7 +13,6 @@ import json
 import math
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +59,14 @@ def skips(bad: Sequence[object]) -> str:
 
 def left_out(rows: Iterable[SkippedRow]) -> str:
     """What is said of the rows among these that the recipe does not want; nothing without any."""
-    reasons = Counter(row.reason for row in rows if row.left_out)
-    words = [f"{reason} ({count})" for reason, count in reasons.items()]
+    reasons = dict[str, list[str]]()
+    for row in rows:
+        if row.left_out:
+            reasons.setdefault(row.reason, []).append(str(row.row))
+    words = [
+        f"{reason} ({len(at)}: row {', '.join(at[:3])}{', ...' * (len(at) > 3)})"
+        for reason, at in reasons.items()
+    ]
     return f"left out: {', '.join(words)}" if words else ""
 
 

@@ -288,7 +288,7 @@ def test_a_recipe_has_the_template_and_says_what_was_left_out(
     ]
     lines = describe(found)
     assert lines[0].endswith("d.jsonl: template, 1 conversation")
-    assert lines[1].endswith("d.jsonl: left out: '{{ gold }}' is empty or false (1)")
+    assert lines[1].endswith("d.jsonl: left out: '{{ gold }}' is empty or false (1: row 2)")
     assert [line.partition("kept for rewards: ")[2] for line in lines].count("note") == 1
 
 

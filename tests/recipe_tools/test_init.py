@@ -53,6 +53,8 @@ TIES     prompt,answer A,answer B,label§One?,x,y,tie§Two?,x,y,tie§Three?,x,y,
 WORKED   {"problem": "Of <n>?", "answer": "<#>", "solution": "I count <n+500>."}
 PROMPT   "Talk about <n+300>."
 NAMED    {"question": "Who is <n>?", "answer": "Ann <n>"}
+UNRATED  {"prompt": "How is <n+300>?", "completion": "As <n+950>.", "label": null}
+NONE     {"question": "What is <#> + 3, said <n+200>?", "answer": null}
 BAD      {"prompt": "hi", "completion": "no", "label": false}
 TEXT     {"text": "It is."}
 OPEN     {"prompt": "hi", "response_a": "ho", "response_b": "no"}
@@ -372,7 +374,9 @@ t.jsonl TREE 40
 t.jsonl REPLY 60
 $ demos=t.jsonl
 read: t.jsonl as 60 conversations, 40 bad rows (oasst)
-dropped of t.jsonl: bad rows, 40; the first is t.jsonl:1: the row has 3 responses, all of which would be
+dropped of t.jsonl: bad rows, 40; the first are t.jsonl:1: the row has 3 responses, all of which would be
+  learned; use an algorithm that learns comparisons; t.jsonl:2: the row has 3 responses, all of which would be
+  learned; use an algorithm that learns comparisons; t.jsonl:3: the row has 3 responses, all of which would be
   learned; use an algorithm that learns comparisons
 held out: about 30% of the conversations, 20 demonstrations
 answer: loss and accuracy of the next tokens of held-out demonstrations, against the base model; whether
@@ -499,7 +503,7 @@ def test_a_base_model_that_is_here_is_asked(printed: Said) -> None:
 ODD = """\
 What?,N/A      | their last number.*; 1 of 13 known answers are no numbers, such as 'N/A' \\(k.csv:14\\), where
 What?,7m       | by their last number, by the form of the known ones; a .* such as '7m' \\(k.csv:14\\), where
-What?,         | k.csv: left out: '{{ answer }}' is empty or false \\(1\\)
+What?,         | k.csv: left out: '{{ answer }}' is empty or false \\(1: row 14\\)
 Trip 3?,3.0 km | \\(prompt_only\\).held out
 Trip 3?,4 km   | k.csv: warning: 1 with the same question and another known answer, where each .*: row 5 and 14
 """
@@ -556,6 +560,8 @@ CHOSEN = """\
 d.jsonl LARGE 7;d.jsonl DEMO 53    | d.jsonl         | {temperature: 0.7, max_new_tokens: 128}
 d.jsonl LARGE 400;p.jsonl PAIR 60  | d.jsonl p.jsonl | {path: d.jsonl, part: [0.35, 1], limit: 60}
 d.jsonl LARGE 400;s.jsonl SUM 60   | d.jsonl s.jsonl | {path: d.jsonl, part: [0.3, 1], limit: 60}
+l.jsonl LABELED 60;l.jsonl UNRATED 20 | l.jsonl      |     algorithm: kto
+s.jsonl NONE 3;s.jsonl SUM 60      | known-answers=s.jsonl | is empty or false (3: row 1, 2, 3)
 c.jsonl CHAT 60                    | c.jsonl         | {path: c.jsonl, part: [0.35, 1], columns: {messages: chat}}
 c.jsonl SAID 60                    | c.jsonl         | turns("by", "text", user=["Eve"], assistant=["bot"]) }}'}}
 s.jsonl SUM 30;s.jsonl NAMED 30    | known-answers=s.jsonl | {right: {reward: {exact_match: {within: true}}}}

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
-from itertools import chain, filterfalse, pairwise
+from itertools import chain, filterfalse, islice, pairwise
 from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
@@ -69,6 +69,7 @@ GOALS: Mapping[str, Sequence[str]] = {
     "demos": (),
 }
 COMMAND = "alignkit init"
+LOOKED_AT = 20  # rows that show what columns mean
 MOST_ROWS = 100_000  # rows that show what a file holds
 # With a unit, which must be the known one if there is one; words that often follow a number are none
 LAST = NUMBER + (
@@ -85,6 +86,10 @@ _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")  # LaTeX's commands are none
 
 
 # What files hold
+
+
+def _is_filled(cell: Any) -> bool:
+    return cell not in (None, "", [])
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def _is_labeled(row: Group) -> bool:
 
 
 def _has_answer(row: Group) -> bool:
-    return bool(row.prompt) and row.meta.get(ANSWER) not in (None, "", [])
+    return bool(row.prompt) and _is_filled(row.meta.get(ANSWER))
 
 
 def _is_checkable(row: Group) -> bool:
@@ -251,9 +256,10 @@ def _reader(entry: Any) -> SourceReader:
 
 
 def first_row(path: Path) -> Mapping[str, Any]:
-    """The first row of a file; empty if it is no table."""
-    _, row = next(_reader(str(path)).stored_rows(), (0, {}))
-    return row if isinstance(row, Mapping) else {}
+    """The first of the rows of a file that say most, among a few; empty if it is no table."""
+    rows = [row for _, row in islice(_reader(str(path)).stored_rows(), LOOKED_AT)]
+    tables = [row for row in rows if isinstance(row, Mapping)]
+    return max(tables, key=lambda row: sum(map(_is_filled, row.values())), default={})
 
 
 def columns_ways(kind: str) -> list[Sequence[str]]:
@@ -312,6 +318,7 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
     counts = {word: len(list(filter(one.is_explicit, rows[word]))) for word, one in KINDS.items()}
     if rows["good-and-bad"]:
         counts["prompts"] = 0  # some answers of people's chats are not rated
+        counts["demos"] -= len([row for row in rows["demos"] if _is_labeled(row)])
     most = max(counts, key=counts.__getitem__)
     kind = kind or most
     if not rows[kind]:
