@@ -35,6 +35,7 @@ def register(add):
     add("reward", "picky", Picky)
 """,
 }
+FILES["rated.jsonl"] = '{"prompt": "a", "completion": "b", "label": true}'
 FIRST = "first: {algorithm: sft, data: demos.jsonl, max_steps: 1}"
 # What words in capitals below stand for.
 WORDS = cells("""
@@ -55,6 +56,9 @@ algorithm: kto, data: demos.jsonl | 4 | desirable and undesirable | demos.jsonl
 algorithm: dpo, data: demos.jsonl | 4 | dpo learns from pairs | demos.jsonl
 algorithm: {reward_model: {margin: data}}, data: pairs.jsonl | 4 | margin | pairs.jsonl
 algorithm: sft, data: pairs.jsonl | 4 | 2 responses | pairs.jsonl
+algorithm: sft, data: prompts.jsonl | 4 | on_bad_row: skip}` leaves out and counts such rows | prompts.jsonl
+algorithm: dpo, data: rated.jsonl | 4 | of single ones are for `algorithm: kto` | rated.jsonl
+algorithm: kto, data: rated.jsonl | 4 | are desirable, from which sft learns | rated.jsonl
 ONLINE, prompts: text.txt, reward: LENGTH | 4 | 'prompts' are raw text | text.txt
 ONLINE, prompts: prompts.jsonl, reward: picky | 4 | NO_ANSWER | picky
 ONLINE, prompts: prompts.jsonl, reward: PYTHON | 4 | needs the argument 'answer' |

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.contract.algorithm import Algorithm, ExternalTrainer, Source
 from alignkit.contract.step import Artifact, StepContext, StepData
-from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
+from alignkit.data.group import Group, prompts_of, resolved_pairs, responses_of, write_groups
 from alignkit.errors import (
     AlignkitError,
     DataError,
@@ -347,10 +347,13 @@ class TrainingStage(RunStage):
         component, needs = self.spec.component, self.spec.needs
         if needs is not None and needs.pairs and not any(map(resolved_pairs, loaded.groups)):
             files = ", ".join(source.name for source in loaded.sources)
+            is_rated = any(one.label is not None for one in responses_of(loaded.groups))
             raise DataError(
                 f"stage '{self.name}': {component.name} learns from pairs of a better and a worse "
                 f"response, but no row of {files} has a pair\n"
                 "help: `alignkit label FILE` asks people which of several responses is better"
+                + "; thumbs up and down of single ones are for `algorithm: kto`"
+                * is_rated
             )
         if isinstance(self.plugin(component), ExternalTrainer):
             return

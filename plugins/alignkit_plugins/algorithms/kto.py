@@ -109,7 +109,7 @@ class KTO(Algorithm):
             return
         fault = f"none of {rows} rows has a label"
         if desirable:
-            fault = f"all {desirable} labels of {rows} rows are desirable"
+            fault = f"all {desirable} labels of {rows} rows are desirable, from which sft learns"
         if undesirable:
             fault = f"all {undesirable} labels of {rows} rows are undesirable"
         raise DataError(

@@ -64,8 +64,12 @@ class SFT(Likelihood):
                 continue
             if group.origin is None or not group.origin.skip:
                 where = f"{group.origin}: " if group.origin else ""
+                help = (
+                    "\nhelp: `data: {path: FILE, on_bad_row: skip}` leaves out and counts such rows"
+                )
                 raise DataError(
                     f"{where}sft learns from demonstrations, but the row {preview(group)} {fault}"
+                    + help * (len(group.responses) < 2)  # more have another format
                 )
             left_out.append(group)
         if left_out:
