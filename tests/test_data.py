@@ -621,6 +621,13 @@ def test_what_labels_of_people_say_together(tmp_path: Path, line: str) -> None:
         assert re.fullmatch(wanted, note) if named else "by one person" not in note, note
 
 
+@pytest.mark.parametrize("code", ["utf-16", "utf-16-be"])
+def test_utf_16_is_named(tmp_path: Path, code: str) -> None:
+    for name in ("d.csv", "d.jsonl", "d.txt"):
+        (tmp_path / name).write_bytes("\ufeffa,b\n".encode(code))
+        assert f"{name}: UTF-16; save the file as UTF-8" in read_as(tmp_path / name)[0]
+
+
 @pytest.mark.parametrize("block", FILES.strip("\n").split("\n\n"))
 def test_rows_of_a_file_are_read_or_named_with_their_place(tmp_path: Path, block: str) -> None:
     """`name {keys}`, what the file holds, and below what is read of it, also of a packed one that

@@ -8,6 +8,7 @@ file, so that all faults can be reported together as `file:row: reason`.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import math
@@ -110,6 +111,8 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
+                if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise DataError(f"{path}: UTF-16; {RECODE.replace('CP1252', 'UTF-16')}")
                 yield (
                     number,
                     line.decode(errors="surrogateescape").removeprefix("\ufeff" * (number == 1)),

@@ -55,6 +55,7 @@ PROMPT   "Talk about <n+300>."
 NAMED    {"question": "Who is <n>?", "answer": "Ann <n>"}
 UNRATED  {"prompt": "How is <n+300>?", "completion": "As <n+950>.", "label": null}
 NONE     {"question": "What is <#> + 3, said <n+200>?", "answer": null}
+COMMA    prompt,score,completion§What is it?,"4,5",A thing.
 BAD      {"prompt": "hi", "completion": "no", "label": false}
 TEXT     {"text": "It is."}
 OPEN     {"prompt": "hi", "response_a": "ho", "response_b": "no"}
@@ -671,7 +672,8 @@ broken.jsonl BROKEN 1
 strange.jsonl STRANGE 1
 empty.jsonl TEXT 0
 faq.csv FAQ 1
-odd.csv ODD 1"""
+odd.csv ODD 1
+comma.csv COMMA 1"""
 MISTAKES = """\
 prompts.jsonl                                      2  prompts need pairs
 prompts=prompts.jsonl                              2  prompts need pairs
@@ -700,6 +702,7 @@ demos=faq.csv --columns prompt=Frage,completion=Antwort,prompt=id  2  with a new
 demos=faq.csv --columns prompt                     2  'prompt' is not NAME=COLUMN
 open.jsonl                                         4  1 comparisons, all tied or without a label help: compare
 ties.csv                                           4  all tied or without a label; labels in label: 3 for 3
+comma.csv                                          4  'score' must be a number, not '4,5'
 labels=sums.jsonl                                  2  kinds: pairs, good-and-bad
 prompts.jsonl                                      2  name two answers and their label
 --from smoke --base tiny                           2  a recipe is copied unchanged

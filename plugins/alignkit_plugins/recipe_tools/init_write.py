@@ -285,6 +285,7 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
         mappings += mappings_of(row, plugins().usable("format"))
     found: list[DataFile] = []
     problems: list[DataError] = []
+    is_recognized = False
     for mapping in mappings:
         keys: dict[str, Any] = {"columns": dict(mapping.columns)} if mapping.columns else {}
         keys |= {"messages": mapping.messages} if mapping.messages else {}
@@ -298,9 +299,10 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
             problems.append(DataError(f"{str(error).partition(chr(10))[0]}\nhelp: {help}"))
         except DataError as error:
             problems.append(error)
+            is_recognized |= mapping == mappings[0]
         if found and (kind or found[-1].kind != "prompts"):
             return found[-1]  # in prompts, another mapping may find responses
-    if not found:
+    if not found or is_recognized:  # prompts alone are not what the first one found
         raise problems[0]
     return found[0]
 
