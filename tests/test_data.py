@@ -421,7 +421,7 @@ x
   ! d.docx: unknown file type '.docx'...
 
 d.jsonl
-\xfe\xff\0{
+\xfd\xff\0{
   ! d.jsonl: no usable row; bad rows skipped: 1, the first: d.jsonl:1: not valid UTF-8 at character 1...
 
 d.jsonl
