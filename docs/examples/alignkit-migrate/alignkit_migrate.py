@@ -80,8 +80,10 @@ def converted(values: Any, trainer: str, config: str) -> Migration:
     if not isinstance(nested, dict):
         refuse(
             f"{config} is no config: it is not a mapping of fields",
-            "expected fields such as 'learning_rate: 1e-5'",
+            "expected fields such as 'learning_rate: 1e-5'; of a script, write its arguments so",
         )
+    if "actor_rollout_ref" in values:
+        refuse(f"{config} is verl's, but only configs of TRL, LLaMA-Factory and axolotl are read")
     tool = "axolotl" if "base_model" in values else "trl"
     if values.keys() & {"finetuning_type", "stage"}:
         tool = "llamafactory"
