@@ -32,10 +32,11 @@ def store_of(folder: Path, *rows: Labels) -> Store:
 
 
 def facts(folder: Path, *rows: Labels) -> dict[str, Any]:
-    """The agreement by question, next to an item on which nobody agrees and which is retired."""
-    retired = pair("retired")
-    with store_of(folder, *rows, (retired, AGAINST)) as store:
+    """The agreement by question, next to items on which nobody agrees, one retired, one flagged."""
+    retired, flagged = pair("retired"), pair("flagged")
+    with store_of(folder, *rows, (retired, AGAINST), (flagged, AGAINST)) as store:
         store.put(retired, wanted=1, retired=True)
+        store.submit(event(flagged, {"note": "a name"}, kind="flag"))
         found = json.loads(json.dumps(agreement(labeled(store))))
     return {question["question"]: question for question in found}
 

@@ -227,11 +227,13 @@ def test_what_others_said(visit: Visit) -> None:
         ada.press("o", *"abcd", "Enter")
         ada.finished()
         ada.store.submit(event(ranking(), {"ranks": [1, 2, 2, 1]}, who="bob"))
+        ada.store.submit(event(ranking(), {"note": "no good"}, kind="flag", who="cy"))
         ada.press("o")
         ada.shows("0 of 1 votes of others", "#results")
         expect(ada.page.locator("#undo-last")).to_be_disabled()
-        shown = ada.page.locator("#results td:last-child").inner_text()
-        assert sorted(shown) == sorted("1 × A = B > C = D")
+        _, _, others, notes = ada.page.locator("#results td").all_inner_texts()
+        assert sorted(others) == sorted("1 × A = B > C = D, 1 × flagged")
+        assert notes == "flagged: no good"
         seen = ada.page.locator("#results td:first-child").inner_text().splitlines()
         assert seen[0] == "Rank" and [line[:10] for line in seen[1:]] == [
             f"{x}: answer " for x in "ABCD"

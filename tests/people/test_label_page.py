@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from stores import opened, pair, ranking, side, turn
+from stores import event, opened, pair, ranking, side, turn
 
 pytest.importorskip("starlette")
 
@@ -121,20 +121,23 @@ def test_consent(ada: Page, store: Store) -> None:
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_what_others_said_is_shown_at_the_end(tmp_path: Path, allowed: bool) -> None:
-    """Never before, and not what they wrote, nor who; then nothing can be undone."""
+    """Never before, and not who; then nothing can be undone."""
     with opened(tmp_path, pair(results=allowed), pair("Ho"), wanted=2) as store:
+        store.submit(event(pair(), {"note": "a name"}, kind="flag", who="cy"))
         app, sessions = application(store, ["bob", "ada"])
         for who in sessions:
             page = visit(app, sessions, who)
             while (item := page.next()["item"]) is not None:
                 assert page.post("results", {}).status_code == 422
-                said = page.event(item, side("A", note="secret"))
+                said = page.event(item, side("A", note=f"by {who}"))
                 state = page.post("submit", said).json()
         answer = page.post("results", {})
         assert state["results"] is allowed
         ada, bob = (order_of(pair().id, who, 2)[0] for who in ("ada", "bob"))
-        votes = [{"better": ada, "ranks": None, "good": None, "mine": True}]
-        votes.append({**votes[0], "better": bob, "mine": False})
+        said = dict.fromkeys(("better", "ranks", "good", "flagged"))
+        votes = [{**said, "better": ada, "mine": True, "note": "by ada"}]
+        votes.append({**said, "better": bob, "mine": False, "note": "by bob"})
+        votes.append({**said, "flagged": True, "mine": False, "note": "a name"})
         seen = {"prompt": "Hi", "answers": ["Hello!", "What?"][:: 1 - 2 * ada]}
         row = {**seen, "order": [ada, 1 - ada], "votes": sorted(votes, key=str)}
         assert answer.json().get("results") == ([row] if allowed else None)

@@ -62,7 +62,7 @@ def test_a_label_replaces_a_skip_and_a_flag_holds_until_it_is_undone(tmp_path: P
         flag = store.submit(event(item, {"note": "personal data"}, kind="flag", who="bob"))
         assert store.last("bob") == flag
         (entry,) = labeled(store)
-        assert (len(entry.votes), entry.skips, entry.flags, entry.counts) == (1, 0, 1, False)
+        assert (len(entry.votes), entry.skips, len(entry.flags), entry.counts) == (1, 0, 1, False)
         store.submit(event(item, {"of": flag.uuid}, kind="undo", who="bob"))
         assert labeled(store)[0].counts
 

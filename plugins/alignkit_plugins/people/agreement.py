@@ -45,7 +45,7 @@ def agreement(entries: Iterable[Labeled], left_out: Collection[str] = ()) -> lis
     """
     tasks: dict[str, list[Labeled]] = defaultdict(list)
     for entry in entries:
-        if entry.votes and not entry.stored.retired:
+        if entry.votes and entry.counts:
             tasks[entry.item.task].append(entry)
     measured = [_measured(task, those, left_out) for task, those in tasks.items()]
     return [facts for facts in measured if facts["items"]]

@@ -123,9 +123,8 @@ class LabelApi:
         return {"consent": sent.granted}
 
     def results(self, annotator: str, message: Any) -> State:
-        """What the others said of the annotator's items, without names, texts and notes other
-        than the reasons of who reviewed or settled them; nothing that was said before can be undone
-        then.
+        """What the others said of the annotator's items, with their notes, but without names and the
+        texts that they wrote; nothing that was said before can be undone then.
         """
         if not self._next(annotator)["results"]:
             raise BadLabel("what others said is shown at the end, if this project allows it")
@@ -136,13 +135,12 @@ class LabelApi:
         rows = []
         for entry in labeled(self.store):
             item, votes = entry.item, list[State]()
-            own = annotator in (item.author, *entry.votes)
-            for who, label in entry.votes.items():
-                public = {part: label.get(part) for part in ("better", "ranks", "good")}
-                public["mine"] = who == annotator
-                if item.author == annotator or who == item.settled_by:
-                    public["reason"] = visible(label.get("note", ""))
-                votes.append(public)
+            own = annotator in (item.author, *entry.votes, *entry.flags)
+            flags = [(who, {"flagged": True, "note": note}) for who, note in entry.flags.items()]
+            for who, label in [*entry.votes.items(), *flags]:
+                public = {part: label.get(part) for part in ("better", "ranks", "good", "flagged")}
+                note = visible(label.get("note", ""))
+                votes.append({**public, "mine": who == annotator, "note": note})
             if item.results and own:
                 shown = assignment.assigned(entry.stored, annotator)
                 answers = [turns[-1]["text"] for turns in shown_item(shown)["responses"]]

@@ -36,12 +36,13 @@ class Labeled:
     """An item with what people said about it.
 
     votes: the label that stands of each annotator, in the item's own order and that of their names.
-    flags, skips: how many. withdrawn: its author took the consent back.
+    flags: what each wrote who flagged it. skips: how many. withdrawn: its author took the consent
+    back.
     """
 
     stored: Stored
     votes: dict[str, Label] = field(default_factory=dict)
-    flags: int = 0
+    flags: dict[str, str] = field(default_factory=dict)
     skips: int = 0
     withdrawn: bool = False
 
@@ -104,7 +105,7 @@ def labeled(store: Store, items: Iterable[str] | None = None) -> list[Labeled]:
         if event.annotator in absent:
             continue
         if event.kind == "flag":
-            entries[str(event.item)].flags += 1
+            entries[str(event.item)].flags[event.annotator] = event.payload["note"]
         else:
             latest[event.annotator, str(event.item)] = event
     for (annotator, item), event in sorted(latest.items()):

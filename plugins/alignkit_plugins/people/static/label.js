@@ -11,6 +11,7 @@ const BREAK_AFTER = 50 * 60; // seconds of work
 const FASTEST = 60; // characters per second that nobody reads
 const DRAFT = `alignkit-draft:${meta("annotator")}`;
 const TEXT = "a text"; // that somebody wrote
+const FLAGGED = "flagged";
 const LOOK = 10000; // milliseconds between two looks at the clock
 
 const clock = new Clock();
@@ -237,7 +238,8 @@ async function agree(granted) {
 }
 
 // A vote, by the letters of the answers in the order that this person saw: "B > A = C".
-function inWords({ better, ranks, good }, order) {
+function inWords({ better, ranks, good, flagged }, order) {
+  if (flagged) return FLAGGED;
   if (good !== null) return good ? "good" : "bad";
   if (better !== null) ranks = [better, 1 - better];
   if (!ranks) return TEXT;
@@ -252,8 +254,9 @@ async function results() {
     const rows = (await post("results", {})).results;
     state.last = null;
     byId("undo-last").disabled = true;
-    const columns = rows.some(({ votes }) => votes.some((vote) => vote.reason)) ? 4 : 3;
+    const columns = rows.some(({ votes }) => votes.some((vote) => vote.note)) ? 4 : 3;
     const cells = (tag, texts) => make("tr", {}, ...texts.slice(0, columns).map((text) => make(tag, {}, text)));
+    const isVote = (words) => words !== TEXT && words !== FLAGGED;
     let [same, all] = [0, 0];
     const lines = rows.map(({ prompt, answers, order, votes }) => {
       const shown = answers.map((text, place) => `${SIDES[place]}: ${text.length > 100 ? `${text.slice(0, 99)}…` : text}`);
@@ -263,14 +266,14 @@ async function results() {
       for (const vote of votes.filter((each) => each !== own)) {
         const words = inWords(vote, order);
         counts.set(words, (counts.get(words) ?? 0) + 1);
-        if (mine !== TEXT) all += 1;
+        if (isVote(mine) && isVote(words)) all += 1;
       }
-      same += mine === TEXT ? 0 : counts.get(mine) ?? 0;
-      const reasons = votes.map((vote) => vote.reason && `${inWords(vote, order)}: ${vote.reason}`).filter(Boolean);
-      return cells("td", [[prompt, ...shown].join("\n"), mine, [...counts].map(([words, count]) => `${count} × ${words}`).join(", "), reasons.join(" · ")]);
+      same += isVote(mine) ? counts.get(mine) ?? 0 : 0;
+      const notes = votes.map((vote) => vote.note && `${inWords(vote, order)}: ${vote.note}`).filter(Boolean);
+      return cells("td", [[prompt, ...shown].join("\n"), mine, [...counts].map(([words, count]) => `${count} × ${words}`).join(", "), notes.join(" · ")]);
     });
     const agreement = all ? `${same} of ${all} votes of others are the same as yours.` : "";
-    byId("results").replaceChildren(make("p", {}, agreement), make("table", {}, cells("th", ["Prompt", "You", "Others", "Reasons"]), ...lines));
+    byId("results").replaceChildren(make("p", {}, agreement), make("table", {}, cells("th", ["Prompt", "You", "Others", "Notes"]), ...lines));
   } catch (error) {
     banner("notice", error.message);
   }
