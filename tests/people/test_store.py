@@ -254,6 +254,10 @@ def test_what_is_kept_of_a_chat(tmp_path: Path) -> None:
     item = Item("thumb", said, ("So.",), meta=meta, **facts)
     assert chat.keep("ann", "online", said, "So.", meta) == item.id
     assert [stored.item for stored in chat.store().items()] == [item]
+    echo = {"role": "assistant", "content": "\0?"}
+    assert chat.keep("ann", "online", (*said[:1], echo, *said[2:]), "a\0b\ud800", meta)
+    kept = chat.store().items()[1].item
+    assert (kept.prompt[1]["content"], kept.responses) == ("⟦U+0000⟧?", ("a⟦U+0000⟧b⟦U+D800⟧",))
     again = Collection(chat.path)
     assert again.agreed("ann") and not again.agreed("bob")
     chat.store().submit(event(None, {"granted": True, "terms": "older"}, kind="consent"))

@@ -14,6 +14,8 @@ from alignkit.errors import refuse
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import TERMS, BadLabel
 from alignkit_plugins.people.store import SUFFIX, Event, Store
+from alignkit_plugins.people.texts import storable
+from alignkit_plugins.text.personal import mapped
 
 BATCH = "chat"
 
@@ -78,14 +80,15 @@ class Collection:
         """Keep what a policy answered, which can be rated; returns the id of its item. Without
         consent, or without text, which nobody could label, nothing is kept, and the id is empty.
 
-        policy: the word that it was named by. Raises BadRow for an answer that no recipe reads.
+        policy: the word that it was named by. Characters that no store takes are named in the texts.
+        Raises BadRow for an answer that no recipe reads.
         """
         if not (answer.strip() and self.agreed(annotator)):
             return ""
         item = Item(
             "thumb",
-            tuple(messages),
-            (answer,),
+            mapped(tuple(messages), lambda text, _: storable(text)),
+            (storable(answer),),
             origins=(self.names.get(policy, policy),),
             meta=meta,
             license=self.license,

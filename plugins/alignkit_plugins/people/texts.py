@@ -30,13 +30,23 @@ _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"
 # invisible, and used to hide instructions or bytes
 _CARRIERS = "\U000e0000-\U000e007f\U000e0100-\U000e01ef"
 _HIDDEN = re.compile(f"[{_CONTROLS}{_UNSEEN}{_CARRIERS}{''.join(BIDI)}]")
+_REFUSED = re.compile("[\x00\ud800-\udfff]")  # by stores and by recipes
 
 
 def visible(text: str) -> str:
     """The text with control characters, direction marks and invisible characters named, such as
     ⟦U+202E⟧.
     """
-    return _HIDDEN.sub(lambda found: f"⟦U+{ord(found[0]):04X}⟧", text.replace("\r\n", "\n"))
+    return _HIDDEN.sub(_named, text.replace("\r\n", "\n"))
+
+
+def storable(text: str) -> str:
+    """The text with what no store takes named, such as ⟦U+0000⟧: a model may have sampled it."""
+    return _REFUSED.sub(_named, text)
+
+
+def _named(found: re.Match[str]) -> str:
+    return f"⟦U+{ord(found[0]):04X}⟧"
 
 
 def shown_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
