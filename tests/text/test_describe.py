@@ -68,9 +68,12 @@ read d.jsonl: warning: 1 with an empty response, which is compared as any other:
 {"prompt": "q", "answer": "Berne | Bern"}
 {"prompt": "p", "answer": "#N/A"}
 {"prompt": "r", "answer": "# of 4"}
-read d.jsonl: prompt_only (recognized), 3 prompts
+{"prompt": "s", "answer": "2,5 kg"}
+{"prompt": "t", "answer": "1,234,567.5"}
+read d.jsonl: prompt_only (recognized), 5 prompts
 read d.jsonl: warning: 1 with several known answers in one text, which is right as a whole only: write a list: row 1
 read d.jsonl: warning: 1 with an error of a spreadsheet as known answer: row 2
+read d.jsonl: warning: 1 with a decimal comma in a known answer, which no 2.5 is equal to: write a point: row 4
   user  q
 read d.jsonl: not in the conversation, kept for rewards: answer
 

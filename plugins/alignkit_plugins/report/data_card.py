@@ -31,6 +31,9 @@ ODD = {
     re.compile(
         r"#(N/A|REF!|VALUE!|DIV/0!|NAME\?|NUM!|NULL!)"
     ): "an error of a spreadsheet as known answer",
+    re.compile(
+        r"(?<![\d.,])\d+,(?!\d{3}(?!\d))\d+(?![.,]?\d)"
+    ): "a decimal comma in a known answer, which no 2.5 is equal to: write a point",
 }
 LENGTHS = {"prompt_characters": "prompts", "response_characters": "responses"}
 
