@@ -121,8 +121,6 @@ def run(
 
         return load_named(recipe, [*(overrides or ()), *more], only, until, *warn)
 
-    if each and dry_run:
-        refuse("--dry-run checks one run, not the cells of --each", "leave one of them out")
     if not each and (part or jobs > 1):
         alone = "--part" if part else "--jobs"
         refuse(f"{alone} says which cells run, and there are none", "add --each KEY=VALUES")
@@ -130,7 +128,7 @@ def run(
         words = [recipe, *(overrides or ())]
         for name, value in (("--only", only), ("--until", until), ("--processes", processes)):
             words += [name, str(value)] if value not in (None, 1) else []
-        return _cells(chosen, words, each, out, jobs, part)
+        return _cells(chosen, words, each, out, jobs, part, dry_run)
     if dry_run:
         return _checked(chosen(), out)
     with stoppable():  # from here on, while modules are imported, too

@@ -38,8 +38,8 @@ class Add(Protocol):
             they are read; `plan(recipe, out)` what a run would do, as a
             `commands.Result`; `advice(row, formats)` what a user may do about a row that no format
             recognizes; `alike(rows)` the pairs of places of a file's rows, as parsed, that nearly
-            repeat each other; `cells(load, command, each, out, jobs, part)` the result of `run
-            --each`; `data_facts(loaded)` what stage.json keeps of each source of a data entry;
+            repeat each other; `cells(load, command, each, out, jobs, part, dry_run)` the result of
+            `run --each`; `data_facts(loaded)` what stage.json keeps of each source of a data entry;
             `executor(run, stage, folder, name)` what computes the chunks of a step's map elsewhere,
             in order; `results(folder, records, width)` the lines that a run prints at its end.
         name: What recipes write; of a reader the suffix of its files. If two plugins provide it,

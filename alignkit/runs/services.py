@@ -24,7 +24,7 @@ from alignkit.host.plugins import launcher, plugins
 from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
-from alignkit.io.results import FACTS, PAGE, RECIPE, Results, other_runs
+from alignkit.io.results import CELLS, FACTS, PAGE, RECIPE, Results, other_runs
 from alignkit.io.text import Say, exists, redacted
 from alignkit.recipe.schema import BASE, Recipe, Stage
 from alignkit.runs import signals
@@ -216,7 +216,7 @@ def begin(recipe: Recipe, folder: Path) -> Reporter:
     count = len(recipe.chosen or recipe.stages)
     # A stage looks at its folder itself
     taken = [name for name in (PAGE, FACTS) if exists(folder / name)]
-    if taken and not exists(folder / RECIPE):
+    if taken and not exists(folder / RECIPE) and not exists(folder / CELLS):
         text = (
             f"--out {folder} is not the folder of a run, and a run would replace {', '.join(taken)}"
         )

@@ -149,7 +149,9 @@ def _cells_of(
         every = [values] if isinstance(values, str) else values
         plain = (value if isinstance(value, str) else json.dumps(value) for value in every)
         words.append(f"{key}={','.join(plain)}")
-    made = run_cells(lambda more: load_recipe(path, [*texts, *more]), command, words, out, jobs, "")
+    made = run_cells(
+        lambda more: load_recipe(path, [*texts, *more]), command, words, out, jobs, "", False
+    )
     for row in sorted(Path(made.facts["folder"], CELLS).glob("*=*.json")):
         cell = row.with_name(row.name.removesuffix(".json"))
         for name, result in _results(load_recipe(cell / RECIPE), cell).items():

@@ -200,6 +200,7 @@ near data_tools.near:alike  rows that nearly repeat each other
 
 [cells]
 many report.show:cells  many runs of a recipe, and what they say together
+planned recipe_tools.check:cells  what many runs of a recipe would take
 
 [data_facts]
 data_card report.data_card:cards  how many rows, how long, which labels

@@ -14,6 +14,7 @@ import pytest
 import alignkit
 from alignkit.cli import main
 from alignkit.recipe import load
+from alignkit.runs.services import begin
 from alignkit.runs.signals import request_stop
 from alignkit_plugins.cells.rows import scores_in
 from alignkit_plugins.compare.rows import rows_in
@@ -41,7 +42,6 @@ def recipe() -> Path:
 
 REFUSED = """
     --each stages.more.max_steps=1,9x | max_steps
-    --each seed=1..2 --dry-run        | --dry-run checks one run
     --jobs 2                          | --jobs says which cells run
     --part 1/2                        | add --each KEY=VALUES
 """
@@ -62,13 +62,30 @@ def test_cells_share_what_does_not_vary_and_make_one_table(
     loaded = load.load_named
 
     def warns(*given: Any) -> Any:
-        given[-1]("warning: of the loader")
+        if callable(given[-1]):  # it says warnings
+            given[-1]("warning: of the loader")
         return loaded(*given)
 
     monkeypatch.setattr(load, "load_named", warns)
     words = ["run", str(recipe), "--each", "stages.more.max_steps=1,2", "--jobs", "2"]
+
+    def planned() -> list[str]:
+        printed()
+        each = ["--each", "stages.more.max_steps=1,2,3"]
+        assert main(["check", str(recipe), "--plan", *each, "--json"]) == 0
+        found = json.loads(printed())["result"]
+        assert len(found["cells"]) == 3 and found["seconds"] > 0
+        return [one["name"] for one in found["stages"]]
+
+    # What is shared counts once, and what is there not at all
+    assert planned() == ["sft", "more", "report", "more", "report", "more", "report"]
+    assert main([*words, "--dry-run"]) == 0 and "2 of 2 cells: about" in printed()
+    assert not Path("runs").exists()
+    said()
     assert main(words) == 0
     assert said().count("of the loader") == 1
+    assert planned() == ["more", "report"]
+    assert main([*words, "--dry-run"]) == 0 and "0 of 2 cells: about" in printed()
     folder = Path("runs/many/cells")
     one, two = (read_json(folder / f"max_steps={steps}.json") for steps in (1, 2))
     for stage, same in (("sft", True), ("more", False)):
@@ -91,6 +108,7 @@ def test_cells_share_what_does_not_vary_and_make_one_table(
     assert "2 cells, seed 0" in shown and "the intervals are over prompts only" in shown
     assert "report: runs/many/report.html" in shown
     assert "<h2>Many runs" in Path("runs/many/report.html").read_text()
+    begin(load.load_recipe(recipe), Path("runs/many"))  # the recipe itself may run there, too
     assert main(["show", "runs/many", "--csv"]) == 0
     assert printed().startswith("stage,policy,metric,seed,mean,low,high,prompts\nreport,")
     made = alignkit.run(recipe, each={"stages.more.max_steps": [1, 2]}, jobs=2)
@@ -141,6 +159,7 @@ def test_cells_that_fail_or_are_stopped_leave_the_others_and_say_how_to_continue
     Path("bad.jsonl").write_text("{}\n")
     words = ["run", str(recipe), "--until", "sft", "--each", "stages.sft.data=bad.jsonl,rows.jsonl"]
     monkeypatch.setattr(sys, "argv", ["alignkit", *words])
+    assert main([*words, "--dry-run"]) > 0 and "in cell data=bad.jsonl" in said()
     assert main(words) == 1
     shown = said()
     assert "failed: data=bad.jsonl" in shown

@@ -51,13 +51,10 @@ def run_cells(
     Raises RecipeError, before anything runs, for a value that the recipe does not take, and
     RunFailed at the end if a cell has failed.
     """
-    every = cells_of(words)
-    recipes = {cell.address: load(cell.overrides) for cell in every}
-    _check_different(recipes)
+    chosen, recipes = chosen_cells(load, words, part)
     plain = load([])
     folder = folder_of(plain, out)
     base = base_of(plain)
-    chosen = _share(every, part)
     make_folder(folder / CELLS)
     _note(folder / CELLS / COMMANDS, chosen)
     reporter = Reporter()
@@ -68,6 +65,16 @@ def run_cells(
         help = f"to run them again, and only them: {resume_command()}"
         raise RunFailed(f"failed: {', '.join(failed)}\nhelp: {help}")
     return folder
+
+
+def chosen_cells(
+    load: Load, words: Sequence[str], part: str = ""
+) -> tuple[Sequence[Cell], dict[str, Recipe]]:
+    """The cells of a part, and the recipes of all by address. Raises RecipeError."""
+    every = cells_of(words)
+    recipes = {cell.address: load(cell.overrides) for cell in every}
+    _check_different(recipes)
+    return _share(every, part), recipes
 
 
 def _note(file: Path, cells: Sequence[Cell]) -> None:

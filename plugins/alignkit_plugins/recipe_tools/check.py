@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignkit.contract.commands import RecipeName, Result, argument, option
-from alignkit.errors import refuse
+from alignkit.errors import AlignkitError, refuse
 from alignkit_plugins.command_line.printing import print_lines, print_table
+from alignkit_plugins.text.readable import duration
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe, Stage
     from alignkit.runs.run import Run
 
+RESTORED = "an earlier result is restored"
+REUSED = ("reused", RESTORED)  # how states begin of which nothing runs
 Words = Annotated[
     list[str] | None,
     argument(
@@ -47,6 +50,9 @@ def check(
         float | None,
         option("GIB", "Plan the memory of a GPU of this size, from the model's shapes.", min=1),
     ] = None,
+    each: Annotated[
+        list[str] | None, option("KEY=VALUES", "With --plan: of all cells, as in run.")
+    ] = None,
 ) -> Result:
     """Check a recipe and its data without running it.
 
@@ -62,6 +68,7 @@ def check(
       alignkit check recipe.yaml model.base=tiny
       alignkit check quickstart sft 7
       alignkit check recipe.yaml --plan
+      alignkit check recipe.yaml --plan --each seed=3..7
       alignkit check recipe.yaml --gpu 24 model.base=Qwen3-8B
     """
     row = [word for word in words or () if "=" not in word and not word.startswith("~")]
@@ -70,9 +77,13 @@ def check(
         refuse(f"not a stage and the number of a row: {' '.join(row)}", help)
     if row and plan:
         refuse("a plan is for all stages", "leave STAGE out, or --plan")
+    if each and (row or gpu or full or not plan):
+        refuse("--each is for a plan of this machine", "add --plan, and leave out the rest")
     from alignkit.recipe.load import load_named
     from alignkit.runs.services import folder_of
 
+    if each:
+        return _plan_cells(lambda more: load_named(recipe, [*(words or ()), *more]), each)
     loaded = load_named(recipe, [word for word in words or () if word not in row])
     folder = folder_of(loaded, None)
     if row:
@@ -107,6 +118,67 @@ def checked(recipe: Recipe, out: Path | None = None, full: bool = False) -> Resu
     return Result("check", facts, lambda: print_lines(text))
 
 
+def cells(load: Any, command: Any, each: Sequence[str], *options: Any) -> Result | None:
+    """What `alignkit run --each --dry-run` finds out."""
+    out, jobs, part, dry_run = options
+    return _plan_cells(load, each, out, jobs, part, check=True) if dry_run else None
+
+
+def _plan_cells(
+    load: Any,
+    each: Sequence[str],
+    out: Path | None = None,
+    jobs: int = 1,
+    part: str = "",
+    check: bool = False,
+) -> Result:
+    """About how much memory and time cells take. What several share counts once, and nothing that is
+    there. check: whether the data of each are checked, too.
+    """
+    from alignkit.io.results import CELLS
+    from alignkit.runs.run import Run
+    from alignkit.runs.services import folder_of
+    from alignkit.runs.stage import FIRST_ROWS
+    from alignkit_plugins.cells.running import chosen_cells
+    from alignkit_plugins.recipe_tools import plan  # imports torch
+
+    chosen, recipes = chosen_cells(load, each, part)
+    plain = load([])
+    folder = folder_of(plain, out) / CELLS
+    plans, notes, left, made = list[plan.StagePlan](), dict[str, None](), 0, set[str]()
+    for cell in chosen:
+        recipe = recipes[cell.address]
+        try:
+            run = Run(recipe, folder / cell.address)
+            run.say = lambda text: None
+            if check:
+                run.prepare(run.stages, rows=FIRST_ROWS)
+            without = [name for name in recipe.stages if name not in run.stages]
+            for name, state in dict(_states(run, keyed=True)).items():
+                key = f"{name} {run.hashes[name]}"
+                without += [name] if key in made or state.startswith(REUSED) else []
+                made.add(key)
+            if len(without) < len(recipe.stages):
+                found, own = plan.plan_recipe(recipe, folder / cell.address, without)
+                plans, notes, left = [*plans, *found], notes | dict.fromkeys(own), left + 1
+        except AlignkitError as error:
+            error.add_note(f"in cell {cell.address}")
+            raise
+    seconds = sum(one.seconds or 0 for one in plans) + left * plan.OF_PROCESS
+    peak = max((one.peak for one in plans), default=0) * min(jobs, max(1, left))
+    total = f"{left} of {len(chosen)} cells: about {duration(float(f'{seconds / jobs:.2g}'))}"
+    at_once = f"{jobs} at once" if jobs > 1 else "one at a time"
+    lines = [f"{total}, {at_once}, about {peak / 1e9:.1f} GB", *notes]
+    facts = {"recipe": plain.name, "stages": [asdict(one) for one in plans], "seconds": seconds}
+
+    def show() -> None:
+        if plans:
+            print_table(*plan.table(plan.summed(plans)))
+        print_lines("\n".join(lines))
+
+    return Result("plan", {**facts, "cells": [cell.values for cell in chosen]}, show)
+
+
 def _data_lines(run: Run) -> list[str]:
     """How each entry is read, with a row of each source."""
     from alignkit_plugins.report.data_card import describe
@@ -120,16 +192,21 @@ def _data_lines(run: Run) -> list[str]:
 
 def planned(run: Run) -> Iterator[str]:
     """What a run would do with each stage: `sft: reused`. Nothing is done."""
+    yield from (f"{name}: {state}" for name, state in _states(run))
+
+
+def _states(run: Run, keyed: bool = False) -> Iterator[tuple[str, str]]:
+    """keyed: whether all keys are needed."""
     from alignkit.io.digest import digest
     from alignkit.io.results import RESULTS, WORK
 
     # Without any result, no key and no base model is needed.
     folders = [run.folder, *run.others]
-    known = any((one / RESULTS).exists() or (one / WORK).exists() for one in folders)
+    known = keyed or any((one / RESULTS).exists() or (one / WORK).exists() for one in folders)
     for stage in run.stages.values():
         parts = stage.with_files(stage.key()) if known else {}
         run.hashes[stage.name] = digest(parts)
-        yield f"{stage.name}: {_planned(run, stage.spec, parts)}"
+        yield stage.name, _planned(run, stage.spec, parts)
 
 
 def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
@@ -143,7 +220,7 @@ def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
             return f"reused from {found.parent.parent}"
         if record.get("hash") == key:
             return "reused"
-        return "an earlier result is restored"
+        return RESTORED
     if run.recipe.chosen and name not in run.recipe.chosen:
         return f"needed, but not complete: --until {name} runs it"
     if record.get("hash") == key and record.get("complete"):
@@ -178,10 +255,10 @@ def _plan(recipe: Recipe, folder: Path, gpu: float | None) -> Result:
     from alignkit_plugins.recipe_tools import gpu_plan, plan  # import torch
 
     if gpu is None:
-        states = planned(Run(recipe, folder)) if folder.is_dir() else ()
-        here = [line for line in states if ": reused" in line or line.endswith("restored")]
-        plans, notes = plan.plan_recipe(recipe, folder, [line.split(":")[0] for line in here])
-        notes = here + notes
+        states = dict(_states(Run(recipe, folder))) if folder.is_dir() else {}
+        here = {name: state for name, state in states.items() if state.startswith(REUSED)}
+        plans, notes = plan.plan_recipe(recipe, folder, here)
+        notes = [f"{name}: {state}" for name, state in here.items()] + notes
         cells = plan.table(plans)
     else:
         plans, notes = gpu_plan.plan_card(recipe, gpu)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ LEARNED, READS, WRITTEN = 2.6, 1.8, 2.2
 # Bytes that a run's process takes beyond those of this one, on a CPU, with freed memory that it keeps
 LIBRARIES = 0.4e9
 CONTEXT = 2.0**30  # what CUDA, its libraries and the allocator keep; not measured
+OF_PROCESS = 6.0  # seconds of a cell's process around its stages, such as the libraries'
 STARTUP = 3.5  # seconds of a stage around its work, such as opening its models
 SMALLER = (
     "lower max_length, max_new_tokens or samples_per_prompt, or set {}, optimizer=adamw_8bit or "
@@ -314,6 +315,21 @@ def plan_recipe(
     way = SMALLER.format("model.quantization=nf4" if recipe.model.lora else LORA)
     notes = [f"{plan.name} does not fit: {way}" for plan in plans if plan.peak > plan.room]
     return plans, [*notes, "about: by formulas, and a short probe of this machine"]
+
+
+def summed(plans: Sequence[StagePlan]) -> list[StagePlan]:
+    """The plans of cells as one of each stage, with the most memory."""
+    found = dict[str, StagePlan]()
+    for one in plans:
+        other = found.get(one.name, replace(one, work=Work(), peak=0.0, seconds=0.0))
+        work = Work(
+            rows=max(other.work.rows, one.work.rows),
+            learned=other.work.learned + one.work.learned,
+            written=other.work.written + one.work.written,
+        )
+        seconds = (other.seconds or 0) + (one.seconds or 0)
+        found[one.name] = replace(one, work=work, peak=max(other.peak, one.peak), seconds=seconds)
+    return list(found.values())
 
 
 def table(plans: Sequence[StagePlan]) -> tuple[tuple[str, ...], list[list[str]]]:

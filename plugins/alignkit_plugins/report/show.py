@@ -105,11 +105,12 @@ def _has_cells(folder: Path) -> bool:
     return (folder / CELLS).is_dir() and not own
 
 
-def cells(*options: Any) -> Result:
-    """The command `alignkit run --each`."""
+def cells(*options: Any) -> Result | None:
+    """The command `alignkit run --each`, unless it is dry."""
     from alignkit_plugins.cells.running import run_cells
 
-    return shown([run_cells(*options)])
+    *given, dry_run = options
+    return None if dry_run else shown([run_cells(*given)])
 
 
 def shown(
