@@ -36,7 +36,7 @@ class Episode:
     a limit.
 
     tokens: of all turns, as they were sampled, with what the template writes between them.
-    logprobs: of each, 0 for those of others; None if the engine tells none. own: for each token,
+    logprobs: of each, 0 for those of others; None if the engine returns none. own: for each token,
     whether the policy wrote it. ids, stream, label: of the request for its first turn. last: what
     the policy wrote last.
     """

@@ -235,7 +235,7 @@ def rounding_of(model: SharedModel) -> float:
 
 def engine_mismatch(groups: Sequence[Group], measured: Sequence[Tensor]) -> float | None:
     """How far the engine's log-probabilities are from the learner's, which are measured; None if
-    it tells none.
+    it returns none.
 
     The mean absolute difference in nats, over all tokens of the policy.
     """

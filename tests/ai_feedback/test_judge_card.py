@@ -78,7 +78,7 @@ DECIDE: dict[str, Decide] = {
 # is none. The chosen response is the first one of half of the pairs, exactly.
 CARDS = yaml.safe_load("""
 - ["73%", 100, 0.73, 0, 73/27/0, ""]
-- [half, 100, 0.5, 0, 50/50/0, "of no use, because it agrees with people in 50% [40, 60], no better"]
+- [half, 100, 0.5, 0, 50/50/0, "useless, because it agrees with people in 50% [40, 60], no better"]
 - [half, 6, 0.5, 0, 3/3/0, ""]
 - [half, 30, 0.5, 0, 15/15/0, ""]
 - [ties, 4, null, 0, 0/0/4, ""]
@@ -86,7 +86,7 @@ CARDS = yaml.safe_load("""
 - [coins, 60, 0.5, 0.5, 15/15/30, "the order of the answers decides 50% ["]
 - [coins, 20, 0.5, 0.5, 5/5/10, ""]
 - [often, 200, 0.79, 0.42, 116/0/84, ""]
-- [one order, 100, 0.5, null, 50/50/0, "of no use, because it agrees with people in 50% [40, 60], no better"]
+- [one order, 100, 0.5, null, 50/50/0, "useless, because it agrees with people in 50% [40, 60], no better"]
 - [broken, 4, null, null, 0/0/0, ""]
 """)
 
@@ -160,7 +160,7 @@ def test_one_sentence_says_what_a_reader_must_know() -> None:
     )
     swayed = [(unit, orders(1.0, 0.0 if unit % 6 else 1.0)) for unit in range(90)]
     assert sentence("words", judge_card(swayed)) == (
-        "warning: words: its verdicts are of no use, because the order of the answers decides "
+        "warning: words: its verdicts are useless, because the order of the answers decides "
         "83% [74, 90] of pairs"
     )
 

@@ -117,7 +117,7 @@ def test_a_judge_of_positions_decides_no_pair(tmp_path: Path) -> None:
 def test_nothing_learns_from_a_judge_of_places_with_soft_labels(tmp_path: Path) -> None:
     """In a real run, DPO learned from two of 40 pairs. A few pairs say too little to stop it."""
     leans = [Verdict(0.55, (0.9, 0.2))] * 20
-    with pytest.raises(RunFailed, match=r"(?s)`no_judge: warn` learns anyway.*are of no use"):
+    with pytest.raises(RunFailed, match=r"(?s)`no_judge: warn` learns anyway.*are useless"):
         labeled(tmp_path, in_turn(*leans), pairs(20))
     for count, more in ((20, {"no_judge": "warn"}), (3, {})):
         artifact = labeled(tmp_path, in_turn(*leans), pairs(count), **more)

@@ -68,7 +68,7 @@ def entered(*lines: str) -> Callable[[str], str]:
 
 
 def said(talk: Talk, *lines: str) -> str:
-    """What is shown of a talk in a pipe."""
+    """What is shown of a chat in a pipe."""
     out = io.StringIO()
     talk.console = Console(file=out, highlight=False)
     talk.run(entered(*lines))
@@ -177,7 +177,7 @@ def test_the_page_is_that_of_serve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 USAGE = """
-    sft --collect a.feedback   | a talk in the terminal keeps nothing
+    sft --collect a.feedback   | a chat in the terminal is not collected
     sft --prompts a --out b --system c | --prompts and --out answer a file
     sft --out b.jsonl          | --prompts and --out answer a file
     sft --page --reward length | the page shows no rewards

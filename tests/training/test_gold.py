@@ -151,5 +151,5 @@ def test_a_budget_needs_the_kl_of_the_policy_that_learns() -> None:
     budget = KLBudget(KLBudget.Options(max=1))
     budget.async_level = 1
     assert budget.observe(1, [], {}) == MonitorReport()
-    with pytest.raises(RunFailed, match="the engine tells none"):
+    with pytest.raises(RunFailed, match="the engine returns none"):
         budget.observe(2, [], {"kl": 0.5})

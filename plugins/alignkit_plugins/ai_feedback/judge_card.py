@@ -125,7 +125,7 @@ def judge_card(judgments: Sequence[Judgment], people: Estimate | None = None) ->
 
 
 def no_judge(card: Mapping[str, Any]) -> str:
-    """Why a judge's verdicts are of no use, in words: they are clearly near chance. Empty if
+    """Why a judge's verdicts are useless, in words: they are clearly near chance. Empty if
     nothing says so; a few pairs are not enough.
     """
     reasons, people, swayed = [], card["people"], card["inconsistent"]
@@ -135,11 +135,11 @@ def no_judge(card: Mapping[str, Any]) -> str:
     if swayed["low"] is not None and swayed["low"] > HALF_BY_ORDER and swayed["high"] >= CHANCE:
         share = interval_text(swayed, percent=True)
         reasons.append(f"the order of the answers decides {share} of pairs")
-    return f"its verdicts are of no use, because {' and '.join(reasons)}" if reasons else ""
+    return f"its verdicts are useless, because {' and '.join(reasons)}" if reasons else ""
 
 
 def sentence(name: str, card: Mapping[str, Any]) -> str:
-    """What a reader must know of a judge: why it is of no use, or how good it is; and in another
+    """What a reader must know of a judge: why it is useless, or how good it is; and in another
     line, which judges of a panel have said nothing.
     """
     pairs, people, swayed = card["comparisons"], card["people"], card["inconsistent"]

@@ -131,7 +131,7 @@ class Questions(AskingStep):
 
 
 Item = dict[str, Any]
-"""A question with its answer and quotation, and `dropped`: why it is of no use."""
+"""A question with its answer and quotation, and `dropped`: why it cannot be used."""
 
 
 def items_of(reply: Written) -> list[Item]:
@@ -164,7 +164,7 @@ def quoted(quotation: str, passage: str) -> str:
 
 
 def _why_not(item: Item, passage: str) -> str:
-    """Why an item is of no use, before the second question is asked."""
+    """Why an item cannot be used, before the second question is asked."""
     item["quotation"] = quoted(item["quotation"], passage)
     if not item["quotation"]:
         return "the quotation is not in the passage"

@@ -61,8 +61,8 @@ class Chain:
     """A prompt with its answer and what became of it.
 
     principles: one for each round. turns: the conversation that is continued next. rounds: a
-    dictionary with principle, critique and revision each. dropped: why the chain is of no use;
-    empty if it is.
+    dictionary with principle, critique and revision each. dropped: why the chain cannot be used;
+    empty if it can.
     """
 
     group: Group

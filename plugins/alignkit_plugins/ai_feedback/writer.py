@@ -108,7 +108,7 @@ class PolicyWriter:
 
 
 Check = Callable[[int, Written], str]
-"""Why the reply to a question, by its place, is of no use; empty if it is."""
+"""Why the reply to a question, by its place, cannot be used; empty if it can."""
 
 
 def fault_of(place: int, written: Written) -> str:
@@ -275,7 +275,7 @@ def ask(
 
 
 def bill(written: Sequence[Written]) -> dict[str, Any]:
-    """What texts cost, stored ones included, and why some are of no use. None: nobody says."""
+    """What texts cost, stored ones included, and why some cannot be used. None: nobody says."""
     tokens, refused = None, Counter[str]()
     for each in written:
         if each.tokens is not None:
@@ -286,7 +286,7 @@ def bill(written: Sequence[Written]) -> dict[str, Any]:
 
 
 def billed(facts: Mapping[str, Any]) -> list[str]:
-    """A `bill` in lines: `40 questions, 12,345 tokens`, and why some are of no use."""
+    """A `bill` in lines: `40 questions, 12,345 tokens`, and why some cannot be used."""
     tokens = "" if facts["tokens"] is None else f", {facts['tokens']:,} tokens"
     lines = [f"{facts['questions']:,} questions{tokens}"]
     return lines + [f"  no text, {why}: {count}" for why, count in facts["refused"].items()]

@@ -333,7 +333,7 @@ class KLBudget(Monitor):
         kl, budget, stop = metrics.get("kl", float("nan")), self.options.max, ""
         if self.async_level and "kl" in metrics and "engine_mismatch" not in metrics:
             raise RunFailed(
-                "kl_budget with 'async_level' reads log-probabilities, and the engine tells none"
+                "kl_budget with 'async_level' reads log-probabilities, and the engine returns none"
             )
         if kl > budget:
             stop = f"the KL of {kl:.3g} nats is beyond the budget of {budget:.3g}"

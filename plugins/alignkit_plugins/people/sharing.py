@@ -258,7 +258,7 @@ def data_set_card(store: Store, layouts: Sequence[str]) -> str:
         "configs:\n"
         f"{''.join(configs)}"
         "---\n"
-        "# Labels of people\n"
+        "# Human labels\n"
         "\n"
         f"{len(entries)} items, {votes.total()} labels of {len(votes)} people, who agreed that "
         f"they are shared. `alignkit labels merge` reads {SHARED}, and a recipe reads a file, or "

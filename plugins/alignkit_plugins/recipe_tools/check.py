@@ -56,7 +56,7 @@ def check(
 ) -> Result:
     """Check a recipe and its data without running it.
 
-    The chat template of a model that is here renders the first 200 rows of each source, and code
+    The chat template of a model on this machine renders the first 200 rows of each source, and code
     that the recipe names, such as your rewards, is imported and tried with a made-up answer. It
     also shows how the data are understood, and what a run would reuse of `runs/NAME`. With a STAGE,
     it shows a row as that stage sees it: as data, as the chat template renders it, and as tokens,

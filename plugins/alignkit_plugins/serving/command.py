@@ -67,11 +67,11 @@ def chat(
     """
     if (prompts is None) != (out is None) or (prompts and (page or system)):
         help = "--prompts FILE --out ANSWERS.jsonl"
-        refuse("--prompts and --out answer a file, without a talk", help)
+        refuse("--prompts and --out answer a file, without a chat", help)
     if page and reward:
         refuse("the page shows no rewards", "leave out --page, or --reward")
     if collect and not page:
-        refuse("a talk in the terminal keeps nothing", "add --page, or leave --collect out")
+        refuse("a chat in the terminal is not collected", "add --page, or leave --collect out")
     if page:
         from alignkit_plugins.servers.server import Address
 

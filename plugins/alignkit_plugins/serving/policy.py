@@ -224,7 +224,7 @@ def opened(
                 weights = run.models.of(name)
                 weights.max_length = weights.model.context_length
                 if words.data is None:
-                    weights.progress = no_progress  # a talk shows its own
+                    weights.progress = no_progress  # a chat shows its own
             policies = {}
             for name, policy in named.policies.items():
                 role = run.models[policy.reference]

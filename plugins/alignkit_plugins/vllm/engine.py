@@ -83,9 +83,9 @@ class Importance(Options):
         for response in responses_of(rollouts.groups):
             if response.logprobs is None:
                 raise RunFailed(
-                    "the engine tells no log-probabilities of its samples, but 'importance' needs "
+                    "the engine returns no log-probabilities of its samples, but 'importance' needs "
                     "them\nhelp: leave 'importance' out, or top_k, top_p and min_new_tokens, with "
-                    "which a server tells none"
+                    "which a server returns none"
                 )
             engine.append(torch.tensor(response.logprobs))
         learners = pad_sequence([*old], batch_first=True)
