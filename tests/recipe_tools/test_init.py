@@ -271,7 +271,7 @@ read: s.jsonl as 60 prompts with a known answer (prompt_only)
 held out: about 30% of the conversations, 20 questions
 answer: the share of the held-out questions that `align` gets right, within 22 points at worst, against the
   base model
-answers are read: by their last number, by the form of the known ones; a --base that is here would be asked
+answers are read: by their last number, by the form of the known ones; a --base on this machine would be asked
 stages:
   align:
     algorithm: grpo
@@ -298,7 +298,7 @@ read: s.jsonl as 60 conversations with a known answer (gsm8k)
 held out: about 35% of the conversations, 23 questions
 answer: the share of the held-out questions that `align` gets right, within 20 points at worst, against `sft`
   and the base model
-answers are read: by their last number, by the form of the known ones; a --base that is here would be asked
+answers are read: by their last number, by the form of the known ones; a --base on this machine would be asked
 stages, of which:
   sft: {data: {gsm8k: {path: s.jsonl, part: [0.35, 1]}}}
   align: {from: sft, rollout: {max_new_tokens: 160}, iterations: 4}
@@ -310,7 +310,7 @@ read: s.jsonl as 60 conversations with a known answer (prompt_completion)
 held out: about 30% of the conversations, 20 questions
 answer: the share of the held-out questions that `align` gets right, within 22 points at worst, against `sft`
   and the base model
-answers are read: by their last number, by the form of the known ones; a --base that is here would be asked
+answers are read: by their last number, by the form of the known ones; a --base on this machine would be asked
 stages, of which:
   sft: {validation: {path: s.jsonl, part: [0, 0.3], columns: {prompt: problem, completion: solution}}}
   align: {prompts: {part: [0.3, 1], columns: {prompt: problem, completion: solution}}, iterations: 20}
@@ -322,7 +322,7 @@ read: n.jsonl as 60 prompts with a known answer (prompt_only)
 held out: about 30% of the conversations, 22 questions
 answer: the share of the held-out questions that `align` gets right, within 21 points at worst, against the
   base model
-answers are read: in a sentence, by the form of the known ones; a --base that is here would be asked
+answers are read: in a sentence, by the form of the known ones; a --base on this machine would be asked
 stages, of which:
   align: {algorithm: grpo, reward: {exact_match: {within: true}}}
   report: {metrics: {right: {reward: {exact_match: {within: true}}}}}
@@ -343,7 +343,7 @@ read: s.jsonl as 60 prompts with a known answer (prompt_only)
 held out: about 30% of the conversations, 20 questions
 answer: the share of the held-out questions that `align` gets right, within 22 points at worst, against the
   base model
-answers are read: by math_verify, by the form of the known ones; a --base that is here would be asked
+answers are read: by math_verify, by the form of the known ones; a --base on this machine would be asked
 stages, of which:
   align: {reward: math_verify}
   report: {metrics: {right: {reward: math_verify}}}

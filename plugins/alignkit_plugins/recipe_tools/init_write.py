@@ -472,7 +472,7 @@ def read_best(plan: Plan, base: str | None) -> Plan:
     answered = _answered(base, asked[:ASKED])
     text = f"{by_form}, by the form of the known ones; "
     if not answered:
-        text += "a --base that is here would be asked"
+        text += "a --base on this machine would be asked"
     else:
         right = {name: _right(way, answered) for name, way in ways.items()}
         best = max(right, key=lambda name: right[name][0] - right[name][1])
