@@ -4,7 +4,7 @@ A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated --
 line. WHAT is one of `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`,
 `mix`, `data`, `metrics`, `variant`, `server`, `recipes`, `families`, `formats`,
 `fields`, `migrate`, `data sets`, `outcomes`, `results` and a machine of
-`benchmarks/results.json`, `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a
+`benchmarks/results.json`, `what fits`, `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a
 name (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`),
 `example` and a kind for the module that `alignkit plugins new` writes, or names for the reference
 of public names (`api Group Response`; see `api_names.py`), or a module for the rest of its
@@ -19,11 +19,13 @@ import inspect
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
 import alignkit_plugins.formats.layouts
@@ -33,6 +35,7 @@ from alignkit.contract.report import Table
 from alignkit.contract.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 from alignkit.host.plugins import load_plugins, plugins
 from alignkit.host.registry import KINDS, Registration
+from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import TopKeys
 from alignkit.recipe.sources import DataSource
 from alignkit.recipe.yaml import shipped
@@ -40,6 +43,7 @@ from alignkit_plugins.ai_feedback.writer import Server
 from alignkit_plugins.authors import new
 from alignkit_plugins.cells.table import report_of
 from alignkit_plugins.evals.metrics import Metric
+from alignkit_plugins.recipe_tools.gpu_plan import GIB, plan_card
 from alignkit_plugins.recipe_tools.init import summary
 from alignkit_plugins.recipe_tools.options import (
     OptionRow,
@@ -100,6 +104,7 @@ def part(what: str) -> str:
         "data sets": data_set_table,
         "families": families,
         "outcomes": outcomes,
+        "what fits": what_fits,
         "commands": lambda: str(script("docs", "command_reference").commands()),
         "exit codes": lambda: str(script("docs", "command_reference").exit_codes()),
         "events": event_table,
@@ -235,14 +240,43 @@ def data_set_table() -> str:
     )
 
 
+SEEDS = 10  # of each method
+
+
 def outcomes() -> str:
     """What each method's policies do by the quick start's metrics, over all seeds, and what that
     says.
     """
-    report, _ = report_of([ROOT / "benchmarks" / "outcomes"])
+    folder = ROOT / "benchmarks" / "outcomes"
+    report, _ = report_of([folder])
     table, text = (block for block in report.blocks if isinstance(block, Table | str))
     assert isinstance(table, Table)
+    methods = yaml.safe_load((folder / "methods.yaml").read_text(encoding="utf-8"))
+    counts = Counter(file.stem.partition("methods=")[2] for file in (folder / "cells").iterdir())
+    if left := [f"`{name}`" for name in methods if counts[name] < SEEDS]:
+        text = f"{text}\n\n**Being computed, with ten seeds each:** {', '.join(left)}."
     return f"{markdown(table.columns, table.rows)}\n{text}\n"
+
+
+# Rows of 1,024 tokens, as in `qlora_8b`; half of one is sampled
+SAMPLED = ("stages.align.max_length=1024", "stages.align.rollout.max_new_tokens=512")
+
+
+def what_fits() -> str:
+    """The GiB that SFT, DPO and GRPO take on GPUs of several sizes, as `check --gpu` computes them."""
+    sizes, lines = (8, 24, 80), list[list[str]]()
+    for base in ("Qwen2.5-0.5B", "Qwen2.5-1.5B", "Qwen3-8B"):
+        for weights, quantization in {"bf16": "none", "nf4": "nf4"}.items():
+            words = [f"model.base={base}", f"model.quantization={quantization}"]
+            changed = {"qlora_8b": words, "sums": [*words, *SAMPLED]}
+            recipes = [load_recipe(shipped()[name], each) for name, each in changed.items()]
+            cells = list[str]()
+            for size in sizes:
+                (sft, dpo, _), (grpo, _) = (plan_card(recipe, size)[0] for recipe in recipes)
+                peaks = (plan.peak / GIB for plan in (sft, dpo, grpo))
+                cells.append(" / ".join(f"{peak:.1f}" if peak <= size else "-" for peak in peaks))
+            lines.append([base, weights, *cells])
+    return markdown(("model", "base in", *(f"{size} GiB" for size in sizes)), lines)
 
 
 def result_table(machine: str) -> str:
