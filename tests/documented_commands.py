@@ -20,6 +20,8 @@ LINE = re.compile(rf"^(?:\$ )?((?:{PROGRAMS}) .*)$")
 INLINE = re.compile(rf"`((?:{PROGRAMS}) [^`]+)`")
 # Longer ones are indented
 HEADER = re.compile(r"^#( *)(?:\S.*: )?(alignkit run .*(?:\n#\1 +\S.*)*)", re.MULTILINE)
+# A block that begins with a comment on its name is a file
+FILE = re.compile(r"^```\w+\n(# ([\w.-]+\.(?:py|yaml))\n.*?)^```$", re.MULTILINE | re.DOTALL)
 # What a reader fills in: RUN/STAGE, FILE.py, seed=N, [a.b=c].
 PLACEHOLDER = re.compile(r"(?<![\w-])(?:[A-Z]{3,}|N|S)(?![\w-])|\[|\.\.\.")
 
@@ -80,6 +82,12 @@ def commands() -> list[Command]:
     ]
     found += _of_help(program())
     return list(dict.fromkeys(found))
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """Write the files that a page shows."""
+    for text, name in FILE.findall(page.read_text(encoding="utf-8")):
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _of_page(page: Path) -> Iterator[Command]:

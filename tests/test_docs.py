@@ -4,6 +4,7 @@ print.
 
 import ast
 import doctest
+import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from alignkit.contract import hookspecs
 from alignkit.host.plugins import load_plugins
 from alignkit.testing import check_algorithm, check_reward
 from alignkit_plugins.authors.new import example
+from tests.house import HOUSE, LAYERS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -92,6 +94,26 @@ def test_every_hook_is_listed_with_its_arguments() -> None:
         if hasattr(hook, "alignkit_spec") and name != "register":
             arguments = ", ".join(inspect.signature(hook).parameters)
             assert f"| `{name}({arguments})` |" in TEXTS[API / "runs.md"]
+
+
+def test_what_a_plugin_may_import_is_what_the_house_allows() -> None:
+    listed = TEXTS[API / "index.md"].partition("| who | imports |")[2].partition("\n\n")[0]
+    every, own, _ = (re.findall(r"`(\w[\w.]*)`", line) for line in listed.splitlines()[2:])
+    missing = [name for name in every if importlib.util.find_spec(name) is None]
+    rooms = {room for layer in LAYERS for room in layer}
+    assert not missing
+    assert {*own} == {*HOUSE["contract_only"]} | rooms - {*HOUSE["rooms"], "cli", "__main__"}
+
+
+WORDS_FROM_ELSEWHERE = "RLVR, multi-turn, LLM-as-a-judge, VRAM, FAQ, flash attention, sweep"
+
+
+def test_words_that_people_search_for_lead_to_a_page() -> None:
+    index = TEXTS[DOCS / "index.md"].partition("## If you search for")[2].partition("\n## ")[0]
+    for word in WORDS_FROM_ELSEWHERE.split(", "):
+        (line,) = re.findall(rf"^\| [^|]*\b{word}\b.*$", index, re.M)
+        pages = [DOCS / target for target in re.findall(r"\]\(([\w/.-]+)", line)]
+        assert any(word in TEXTS[page] for page in pages), word
 
 
 def test_every_page_and_recipe_is_listed() -> None:

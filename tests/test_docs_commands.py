@@ -20,8 +20,10 @@ from stores import event, opened, pair
 
 from alignkit import cli
 from alignkit.host.plugins import load_plugins
-from tests.documented_commands import ROOT, Command, commands
-from tests.rows import Said
+from tests.ai_feedback.judge_server import Reply, asked_for, serving, texts_of
+from tests.ai_feedback.judge_server import said as replied
+from tests.documented_commands import ROOT, Command, commands, write_files
+from tests.rows import Said, write_rows
 
 COMMANDS = commands()
 EXAMPLES = ROOT / "docs" / "examples"
@@ -34,14 +36,15 @@ OURS = [
     and command.page != NOTES
     and "migrate" not in command.words[1:2]
 ]
-# Commands that no test can run, as my-org is not on the hub, and others wait for a person; they are
-# still parsed.
+# Commands that no test can run, as my-org is not on the hub, others wait for a person, and cells take
+# long; they are still parsed.
 EXCEPTIONS = """
 alignkit evaluate my-org/my-model runs/quickstart/align --prompts '{hub: my-org/prompts, split: test}' --reward length
 alignkit chat runs/quickstart/align
 alignkit chat runs/quickstart/sft runs/quickstart/align --reward runs/quickstart/helpful
 alignkit chat runs/quickstart/align --page --collect chats.feedback
 alignkit serve runs/quickstart/base runs/quickstart/align
+alignkit show runs/quickstart --csv '>' cells.csv
 alignkit label pairs.jsonl --annotator ada --annotator bob --overlap 2
 alignkit label pairs.jsonl --annotator ada --annotator bob --host https://labels.example.org
 """.strip().splitlines()
@@ -111,6 +114,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name, _, row = line.partition(" ")
         with (folder / name).open("a", encoding="utf-8") as file:
             file.write(f"{row}\n")
+    questions = [{"prompt": f"What is {n} + 2?", "answer": n + 2} for n in range(40)]
+    write_rows(folder / "questions.jsonl", questions)
     mix = {"data": str(folder / "demos.jsonl"), "objective": "sft", "weight": 0.1}
     stages = {"align": {"mix": mix}, "report": {"baseline": None}}
     (folder / "recipe.yaml").write_text(json.dumps({"extends": "quickstart", "stages": stages}))
@@ -167,11 +172,17 @@ def test_recipes_of_commands_are_valid(
     monkeypatch.chdir(
         shutil.copytree(own_folder(command) or files, tmp_path / "files", symlinks=True)
     )
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    write_files(command.page, Path())
+    for earlier in OURS:  # on the page, which writes the recipe
+        if earlier.page == command.page and earlier.words[1] == "init" and runs_here(earlier):
+            assert cli.main([*earlier.words[1:]]) == 0, said()
     words = list(command.filled()[2:])
     if (ROOT / words[0]).is_file():  # a recipe of the repository that is not shipped
         words[0] = str(ROOT / words[0])
-    for option in {"--out", "--processes", "--only", "--until"} & set(words):
-        del words[words.index(option) : words.index(option) + 2]
+    for option in ("--out", "--processes", "--only", "--until", "--each", "--jobs"):
+        while option in words:
+            del words[words.index(option) : words.index(option) + 2]
     plugins = sorted([*Path().glob("alignkit_*.py"), *Path().glob("smallest_*.py")])
     if command.text == INSTALLED:
         plugins = [REINFORCE]
@@ -202,6 +213,9 @@ def test_make_has_the_targets_and_pip_finds_what_is_named() -> None:
 # What is run: a page's commands in order, in a folder with finished runs.
 
 
+STORED = ROOT / "benchmarks" / "outcomes"
+
+
 def runs_here(command: Command) -> bool:
     """Whether a test runs the command: all in blocks, but training only of what needs no
     download.
@@ -226,14 +240,15 @@ PAGES = sorted({command.page for command in COMMANDS if runs_here(command)})
 
 @pytest.fixture(scope="module")
 def finished(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with runs/quickstart, runs/seed1 and runs/qlora, of the tiny model."""
+    """A folder with runs/quickstart, runs/seed1, runs/qlora and runs/my-8b, of the tiny model."""
     folder = Path(
         shutil.copytree(files, tmp_path_factory.mktemp("finished") / "files", symlinks=True)
     )
     for name, more in (("quickstart", []), ("seed1", ["seed=1"])):
         out = str(folder / "runs" / name)
         assert cli.main(["run", "quickstart", *QUICK.split(), *more, "--out", out]) == 0
-    (folder / "runs" / "qlora").symlink_to("quickstart")
+    for name in ("qlora", "my-8b"):
+        (folder / "runs" / name).symlink_to("quickstart")
     return folder
 
 
@@ -247,8 +262,62 @@ def test_commands_of_a_page_run(
     said: Said,
 ) -> None:
     monkeypatch.chdir(shutil.copytree(finished, tmp_path / "files", symlinks=True))
+    write_files(page, Path())
     for command in COMMANDS:
         if command.page == page and runs_here(command):
-            monkeypatch.setattr("sys.argv", [*command.words])  # for the processes that it starts
-            code = cli.main(list(command.words[1:]))
+            words = [
+                str(STORED) if word == "benchmarks/outcomes" else word for word in command.words
+            ]
+            monkeypatch.setattr("sys.argv", words)  # for the processes that it starts
+            code = cli.main(words[1:])
             assert code == 0, f"{command.text}: {said()}"
+
+
+@pytest.mark.slow
+def test_the_recipe_with_a_judge_from_a_provider_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
+) -> None:
+    """Against a scripted server: the card, the labels, and what they cost."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    write_files(ROOT / "docs" / "ai_feedback.md", Path())
+    rows = [{"prompt": f"More than {n}?", "chosen": f"{n + 1}", "rejected": "0"} for n in range(9)]
+    write_rows(Path("pairs.jsonl"), rows)
+    write_rows(Path("prompts.jsonl"), [{"prompt": row["prompt"]} for row in rows])
+    with serving(greatest) as server:
+        recipe = Path("judged.yaml")
+        recipe.write_text(recipe.read_text().replace("https://api.example.org/v1", server.url))
+        assert cli.main(["run", "judged.yaml", "model.base=tiny"]) == 0, said()
+    assert {*server.authorization} == {"Bearer secret"}
+    assert (
+        "openai_judge agrees with people in 100%" in Path("runs/judged/card/report.txt").read_text()
+    )
+    labels = json.loads(Path("runs/judged/labels/stage.json").read_text())["summary"]
+    cost = labels["judge_cards"]["openai_judge"]
+    assert (labels["labeled"], cost["calls"], cost["tokens"]) == (9, 18, 18 * 140)
+
+
+def greatest(request: dict[str, Any]) -> Reply:
+    """The text that is later in the order of letters is better."""
+    word, code = asked_for(request)
+    _, first, second = texts_of(request)
+    return replied(f"{word} {code}: {1 if first > second else 2}")
+
+
+@pytest.mark.slow
+def test_the_screen_that_the_page_explains_is_that_of_a_run(tmp_path: Path, printed: Said) -> None:
+    """Line by line, with other numbers and answers: of a random model, which is not paid for sums."""
+    page = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    shown, table = re.findall(r"^```text\n(.*?)^```\n\n(.*?)\n\n", page, re.M | re.S)[0]
+    reward = "stages.align.reward={length: {unit: characters}}"
+    words = ["run", "sums", "model.base=tiny", "stages.align.iterations=1", reward]
+    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert kinds_of(shown) == kinds_of(printed())
+    for begins in re.findall(r"^\| `(.*?)` \|", table, re.M):
+        assert f"\n{begins}" in f"\n{shown}", begins
+
+
+def kinds_of(screen: str) -> list[str]:
+    """How the lines begin, without those that continue one."""
+    lines = [line for line in screen.splitlines() if line and line[0] not in " ─"]
+    return [re.split(r" {2,}|: |\d", line)[0] for line in lines]
