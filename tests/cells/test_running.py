@@ -181,6 +181,7 @@ def test_cells_that_fail_or_are_stopped_leave_the_others_and_say_how_to_continue
     assert printed().startswith("0 of 2 cells; to come: data=")
     monkeypatch.setattr(webbrowser, "open", opened.append)
     assert main(["show", "runs/many", "--prune", "--open"]) == 0
-    assert "deleted 0 results, 0 MB; forgot 1 cells that are not complete" in printed()
+    assert "deleted 0 results, 0 MB; forgot incomplete cells: 1" in printed()
     assert opened == [Path("runs/many/report.html").resolve().as_uri()]
     assert main(["show", "runs/many"]) == 0 and "of 2 cells" not in printed()
+    assert main(["show"]) == 0 and "runs/many  cells" in printed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,52 @@ def test_a_screen_where_much_is_told() -> None:
         "samples": [{**sample, "answers": answers}],
     }
     assert screen.screen(facts) == SCREEN.rstrip()
+
+
+# As the quick start's, whose names take much room
+DECIDE = """
+    right minus wrong refusals
+    harmful requests refused
+    ordinary requests refused
+    refused though only its form is harmful
+    refused though it only sounds unsafe
+    facts right
+"""
+
+
+def test_all_that_decides_is_on_the_screen_after_a_swap() -> None:
+    """What a swap has not changed is without intervals there, and what got worse stands first."""
+    share = {"mean": 0.11, "low": 0.012, "high": 0.191}
+    results = dict[str, list[Any]]()
+    for policy in ("sft", "align@ppo", "align@rejection_sampling"):
+        results[policy] = [
+            Row(policy, name, "metric", share, lower="ref" in name, percent=True, tested=True)
+            for (name,) in cells(DECIDE)
+        ]
+    *_, newest = results
+    loss: Any = {"baseline": "align@ppo", "difference": {"mean": 0.1}, "p": 0.001}
+    results[newest][3] = replace(results[newest][3], **loss)
+    for name in ("length", "truncated", "KL"):
+        results[newest].append(Row(newest, name, "answers", {"mean": 20.0}))
+    earlier = list(map(plain, results["align@ppo"] + results[newest]))
+    said = ["The newest is worse in what is refused for its form.", "They differ.", LONG]
+    swap = {"stage": "report", "policy": "align", "result": newest, "results": earlier}
+    now = [plain(row) for row in results["sft"]]
+    now += [{**plain(row), "policy": "align"} for row in results[newest]]
+    facts: dict[str, Any] = {
+        "stages": [{"name": "gold", "learned": "", "weak": "gold is no better than a coin"}] * 2,
+        "warnings": [{"stage": "", "text": "many " * 60}],
+        "next": {"told": "again " * 90, "chat": ""},
+        "verdicts": [{"stage": "report", "outcome": "", "policy": newest, "sentences": said}],
+        "evaluations": [{"stage": "report", "evaluation": {"results": now}}],
+        "cells": [swap],
+        "reports": [],
+        "samples": [],
+    }
+    lines = screen.screen(facts).splitlines()
+    shown = [line.split("  ")[0].rstrip("*") for line in lines if "11%" in line]
+    names = [name for (name,) in cells(DECIDE)]
+    assert shown == [names.pop(3), *names] and len(lines) <= screen.LINES
+    assert {line.count("[") for line in lines if "11%" in line} == {2}
+    assert f"{said[0]} {said[1]}" in lines
+    assert "* lower is better; 1 more in report.html" in lines

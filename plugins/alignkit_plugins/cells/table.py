@@ -305,12 +305,13 @@ def _visible(scores: Scores, metric: str, baseline: str, names: Sequence[str]) -
     what = "four times as many prompts about halve that"
     if seeds - rest > LARGE * (prompts + seeds - rest):
         what = "four times as many seeds halve that, no number of prompts does"
-    ends = f"{least:.2g} to {most:.2g}"
+    ends, unit = [f"{one:.2g}" for one in (least, most)], ""
     if measure.percent:
         if least >= 1:
             return [f"The table could see no difference at all: {what}."]
-        ends = f"{100 * least:.0f} to {100 * min(1.0, most):.0f} points"
-    return [f"The table could see a difference of {ends}: {what}."]
+        ends, unit = [f"{100 * one:.0f}" for one in (least, min(1.0, most))], " points"
+    seen = " to ".join(dict.fromkeys(ends))
+    return [f"The table could see a difference of {seen}{unit}: {what}."]
 
 
 # For people

@@ -22,6 +22,7 @@ from typing import Any
 from alignkit.contract.settings import ModelSpec
 from alignkit.errors import RunFailed, did_you_mean, refuse
 from alignkit.io.results import (
+    CELLS,
     KEY,
     RECIPE,
     RESULTS,
@@ -147,8 +148,8 @@ def is_model(word: str) -> bool:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """Return the folders of the runs in a folder."""
-    return [file.parent for file in sorted(folder.glob(f"*/{RECIPE}"))]
+    """Return the folders of the runs in a folder, and of those that have cells only."""
+    return sorted({each.parent for name in (RECIPE, CELLS) for each in folder.glob(f"*/{name}")})
 
 
 def near(path: Path | str) -> str:

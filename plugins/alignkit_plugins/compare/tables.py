@@ -33,8 +33,8 @@ def table(
     rows: Sequence[Row], title: str = "", *, differences: bool = False, lines: str = "metric"
 ) -> Table:
     """A table of policies by metrics, whose cells are means, or differences from the baseline. In a
-    line with intervals, what has none, as all its values are alike, says so. lines: what has a
-    line, metric or policy; the other has a column.
+    line with intervals, what has none, as all its values are alike, says so, unless its row leaves
+    out the ends. lines: what has a line, metric or policy; the other has a column.
     """
     known = {row.metric for row in rows if row.kind in RATED and "[" in cell(row, differences)}
     cells = dict[str, dict[str, str]]()
@@ -42,7 +42,8 @@ def table(
     for row in rows:
         metric = f"{row.metric}{LOWER}" if row.lower else row.metric
         text = cell(row, differences)
-        if row.metric in known and text[-1] in "0123456789%":
+        ends = row.difference if differences else row.estimate
+        if row.metric in known and "low" in ends and text[-1] in "0123456789%":
             text += UNKNOWN
         line, column = (metric, row.policy) if lines == "metric" else (row.policy, metric)
         cells.setdefault(line, {})[column] = text

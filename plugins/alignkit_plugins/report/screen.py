@@ -25,6 +25,7 @@ from alignkit_plugins.text.rows import cut
 MORE = " ..."  # the end of a line that is cut
 LINES = 23  # the screen's; what a run or `show` adds makes up to 25
 OF_VERDICT, OF_STAGES, OF_WARNING, OF_SAMPLE = 5, 3, 2, 4  # lines
+LEAST = 3  # lines of a verdict, if the metrics that decide need the others
 
 
 def results(folder: Path, records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
@@ -50,7 +51,8 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
     if command := facts["next"]["told"] or facts["next"]["chat"]:
         last += _wrapped(f"next: {command}", OF_WARNING)
     weak = [cut(line, WIDTH, MORE) for line in weak[:OF_STAGES]]
-    verdict = _verdict(facts["verdicts"], OF_VERDICT)
+    free = LINES - _height(weak, last, _numbers(facts, 0, LINES)) - 1
+    verdict = _verdict(facts["verdicts"], max(LEAST, min(OF_VERDICT, free)))
     sample = _sample(facts)
     most = LINES - _height(weak, verdict, last)
     room = most - (OF_SAMPLE + 1 if sample else 0)
@@ -138,6 +140,8 @@ def _numbers(facts: Mapping[str, Any], room: int, most: int) -> list[str]:
         if left := len(names) - count:
             files = [f"{stage}/report.txt" for stage in stages]
             rest = f"{left} more in {'report.html' if facts['cells'] else ', '.join(files)}"
+            if lines[-1].startswith("* "):
+                rest = f"{lines.pop()}; {rest}"
             lines.append(cut(rest, WIDTH, MORE))
         if len(lines) <= (room if count > decide else most):
             break
@@ -145,15 +149,17 @@ def _numbers(facts: Mapping[str, Any], room: int, most: int) -> list[str]:
 
 
 def _columns(rows: Sequence[Row], newest: Container[str], older: Sequence[str]) -> list[str]:
-    """A table with the newest results marked. older: the oldest first, which are left out where
-    there is no room, but for the last one.
+    """A table with the newest results marked, and intervals of what a swap has changed. older: the
+    oldest first, which are left out where there is no room, but for the last one.
     """
     named = list[Row]()
     for row in rows:
-        name = row.policy
+        name, estimate = row.policy, row.estimate
         if is_result_name(name):  # in narrow columns
             name = name.replace("@", "@\n") + "\n(newest)" * (name in newest)
-        named.append(replace(row, policy=name))
+        elif older:  # not swapped, which leaves its room to the names of metrics
+            estimate = {"mean": estimate.get("mean")}
+        named.append(replace(row, policy=name, estimate=estimate))
     lines = _laid_out(table(named))
     if older[1:] and max(map(len, lines)) > WIDTH:
         fewer = [row for row in rows if row.policy != older[0]]

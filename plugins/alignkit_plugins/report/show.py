@@ -143,7 +143,8 @@ def _listed(runs: Sequence[Path]) -> Table:
 
     rows = list[list[str]]()
     for run in runs:
-        last = [{"outcome": "-", "started": "-"}, *starts_of(run)][-1]
+        without = "cells" if _has_cells(run) else "-"
+        last = [{"outcome": without, "started": "-"}, *starts_of(run)][-1]
         rows.append([str(run), last["outcome"], last["started"]])
     return Table("", ["run", "last start", "at"], rows, keys=3)
 
@@ -256,4 +257,4 @@ def _pruned_cells(run: Path) -> str:
     left = to_come(run) if rows_of(run) else ()
     if left:
         (run / CELLS / COMMANDS).unlink()
-    return f"{deleted}; forgot {len(left)} cells that are not complete" if left else deleted
+    return f"{deleted}; forgot incomplete cells: {len(left)}" if left else deleted
