@@ -18,6 +18,7 @@ from alignkit.evaluation import statistics
 from alignkit_plugins.cells import crossed
 from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.cells.rows import MACHINE, rows_of, scores_in
+from alignkit_plugins.cells.trends import numbers_of, trend
 from alignkit_plugins.compare.rows import Row, adjusted, plain
 from alignkit_plugins.compare.scores import Measure, Scores, compare
 from alignkit_plugins.compare.tables import table
@@ -83,6 +84,10 @@ def table_of(cells: Cells, stage: str) -> CellTable:
         notes += _best(scores, headline, baseline, others)
         varied = [name for name in others if name not in first["policies"]] or others
         notes += apart(scores, headline, varied[:1], varied[1:])
+    for key, numbers in numbers_of([one["values"] for one in cells], SEED).items():
+        last, grid = first["policies"][-1], _grid(scores, headline)
+        at = {names[variant][last]: number for variant, number in numbers.items()}
+        notes += trend(grid, at, key, headline, bool(scores.measures[headline].percent))
     heads = [one for one in _by(scores, headline).rows if one.policy in others]
     rows = adjusted(rows, of_cells=True)
     return CellTable(rows, seeds, notes, headline, Scores(scores.measures, heads))
