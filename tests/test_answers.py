@@ -402,6 +402,7 @@ PARTS = [
     "It is 2 and a half. |  | 2",
     "The area is 10 m^2. | 10 | 2",
     "It is (1,234). | 1234 | 234; 1",
+    "It is 0,250 kg. |  | 250; 250 kg; 0",
     "It is 5 km/h. | 5 | 5 miles",
     "It is 42 - a nice number | 42 | -42",
     "It is <b>5</b>. | 5 | 6",

@@ -4,7 +4,7 @@
 have `-5` and `−5` (U+2212), and `3/4`, `¾` and `0.75`. Digits may be of any script. `5 million`,
 `5 crore` and `3亿` are products. A percent sign is a unit: `50%` is 50, not 0.5. So are words, and
 one letter after a blank, as in `4000 m`. A text with other
-words, or with a comma that groups no thousands (`1,23`), is no number, and neither is a sum such as
+words, or with a comma that groups no thousands (`1,23`, `0,250`), is no number, and neither is a sum such as
 `3万5千`.
 """
 
@@ -71,7 +71,7 @@ _POWER = re.compile("(?<=10)[⁺⁻]?[⁰¹²³⁴-⁹]+")
 _SIGN = rf"(?P<sign>[+-]?)(?:\\?(?P<money>{_CURRENCY})\s?(?P<inner>[+-]?))?"
 # At most 60 digits: longer numbers take long to compare. Spaces and apostrophes may group, too.
 _DECIMAL = (
-    r"(?P<decimal>(?:\d{1,3}(?:[,'’ \u00a0\u2009\u202f]\d{3}){1,19}|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60})"
+    r"(?P<decimal>(?:(?!0)\d{1,3}(?:[,'’ \u00a0\u2009\u202f]\d{3}){1,19}|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60})"
     r"(?:[eE](?P<exponent>[+-]?\d{1,3})|\s?(?:[x×·*]|\\times)\s?10(?:\^|\*\*)\{?(?P<power>[+-]?\d{1,3})\}?)?"
 )
 _FRACTION = r"(?:(?P<whole>\d{1,60})(?: and)?[^\S\n])?(?P<top>\d{1,60})/(?P<bottom>\d{1,60})"

@@ -43,8 +43,11 @@ def config_of(base: str) -> Any:
     for name, shapes in table.items():
         if name.lower() in base.lower():
             return AutoConfig.for_model(**shapes)
-    help = did_you_mean(base, table, "name a folder with a config.json, or one of these")
-    refuse(f"the shapes of '{base}' are not known here", help)
+    near = did_you_mean(base, table, "of these names, that of the same size will do")
+    refuse(
+        f"the shapes of '{base}' are not known here",
+        f"name a folder with its config.json; {near}",
+    )
 
 
 class Card(Shapes):
@@ -127,7 +130,8 @@ def plan_card(recipe: Recipe, gib: float) -> tuple[list[StagePlan], list[str]]:
     size = f"{spec.base} has {card.parameters / 1e9:.1f} billion weights"
     notes.append(
         f"computed, not measured, in GiB: {size}; quantization {spec.quantization}, {rank}, rows as "
-        "long as max_length; 1 GiB for CUDA; decodes: responses at once"
+        "long as max_length; 1 GiB for CUDA; decodes: responses at once; time: unknown, as nothing "
+        "was timed on such a GPU"
     )
     return plans, notes
 

@@ -23,18 +23,23 @@ TURNS = 3  # a sample row shows this many of a prompt, and of what follows it
 OPPOSITE = "the same prompt and the opposite preference"
 OTHER = "the same question and another known answer, where each row keeps its own"
 EMPTY = "an empty response, which is compared as any other"
-# Known answers that no response can be
+COMMA = "a decimal comma in a known answer, which no 2.5 is equal to: write a point"
+# Known answers that no response can be, or that mean something else
 ODD = {
     re.compile(
-        "[|;]"
-    ): "several known answers in one text, which is right as a whole only: write a list",
+        r"[|;]|\s/\s|^\[.*\]$"
+    ): "several known answers in one text, right as a whole only: write a list",
     re.compile(
         r"#(N/A|REF!|VALUE!|DIV/0!|NAME\?|NUM!|NULL!)"
     ): "an error of a spreadsheet as known answer",
+    re.compile(r"(?<![\d.,])(0,\d+|\d+,(?!\d{3}(?!\d))\d+)(?![.,]?\d)"): COMMA,
     re.compile(
-        r"(?<![\d.,])\d+,(?!\d{3}(?!\d))\d+(?![.,]?\d)"
-    ): "a decimal comma in a known answer, which no 2.5 is equal to: write a point",
+        r"(?<![\d.,])\d{1,3}\.(000(?![\d.,])|\d{3}\.\d{3})"
+    ): "points that may group thousands in a known answer, where 25.000 is 25: write 25000",
 }
+# In a file with decimal commas
+GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}[.,]\d{3}(?![\d.,])")
+OTHER_WAY = "a known answer that decimal commas leave unclear: 1,250 is 1250 here"
 LENGTHS = {"prompt_characters": "prompts", "response_characters": "responses"}
 
 
@@ -81,12 +86,16 @@ def row_warnings(groups: Iterable[Group]) -> list[str]:
             for pattern, what in ODD.items():
                 if pattern.search(text):
                     found[what].append(str(row))
+            if GROUPED.search(text):
+                found[OTHER_WAY].append(str(row))
         if known := str(group.meta.get("answer", "")):
             claims.append((OTHER, prompt, str(number_of(known) or normalized(known))))
         for text, question, claim in claims:
             before, place = first.setdefault(question, (claim, row))
             if before != claim:
                 found[text].append(f"{place} and {row}")
+    if COMMA not in found:
+        found.pop(OTHER_WAY, None)
     return [
         f"warning: {len(rows):,} with {text}: row {', '.join(rows[:3])}"
         for text, rows in found.items()
