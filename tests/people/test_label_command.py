@@ -121,6 +121,39 @@ def test_gold_rows() -> None:
         items_of(groups_to_label(unsaid), "thumb", gold=True)
 
 
+def test_answers_in_another_order_are_the_same_item(said: Said) -> None:
+    """Of files with columns of their own, which the option names. Labels that earlier versions asked
+    for in both orders stay.
+    """
+    columns = 'prompt=Q,A=one,B="the, other"'
+    Path("a.csv").write_text('Q,one,"the, other",x\n1,a,b,-\n2,a,b,-\n1,b,a,-\n', "utf-8")
+    Path("gold.csv").write_text('Q,one,"the, other",best\n2,b,a,A\n', "utf-8")
+    with prepared(Path("a.csv"), None, Path("gold.csv"), columns=f"{columns},label=best") as store:
+        kept = [(stored.item.responses, stored.item.gold) for stored in store.items()]
+        assert kept == [(("a", "b"), None), (("a", "b"), {"better": 1})]
+        both = replace(store.items()[0].item, responses=("b", "a"))
+        store.add([both])
+        store.submit(event(both))
+    assert "a.csv: rows with the responses of an earlier one in another order" in said()
+    with prepared(Path("a.csv"), None, None, columns=columns) as store:
+        assert [stored.retired for stored in store.items()] == [False] * 3
+    ranked = {"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [3, 1, 2]}
+    turned = {"prompt": "Hi", "responses": ["c", "a", "b"], "ranks": [2, 3, 1]}
+    (item,) = items_of(groups_to_label(write("r.jsonl", ranked, turned)), gold=True)
+    assert (
+        item.gold
+        == {"ranks": [3, 1, 2]}
+        == item.like(replace(item, responses=("c", "a", "b"))).like(item).gold
+    )
+    write("r.jsonl", ranked, {**turned, "ranks": [1, 2, 3]})
+    with pytest.raises(DataError, match=r"r\.jsonl:2: .* has another known label"):
+        items_of(groups_to_label(Path("r.jsonl")), gold=True)
+    origins = [{"origins": names} for names in (("x", "y"), ("y", "x"))]
+    one, other = (pair("Hi", *texts, **by) for texts, by in zip(("ab", "ba"), origins, strict=True))
+    assert other.like(one).responses == one.responses
+    assert replace(other, origins=("x", "y")).like(one).responses == other.responses
+
+
 Fails = Callable[[str], tuple[int, str]]
 
 
@@ -147,6 +180,14 @@ pairs.jsonl --qualify 2              | 2 | --qualify 2: the store has only 0 gol
 pairs.jsonl --guidelines no.md       | 4 | no.md | No such file
 pairs.jsonl --guidelines latin.md    | 4 | latin.md | can't decode byte
 pairs.jsonl --annotator " a"         | 4 | annotator's name
+own.csv                              | 4 | alignkit label own.csv --columns 'prompt=What for,A=one,B=two'
+own.csv --task thumb                 | 4 | own.csv --task thumb --columns 'prompt=What for,completion=two'
+own.csv --columns prompt=one,A=tow   | 2 | --columns A=tow | did you mean 'two'?
+own.csv --columns prompt             | 2 | 'prompt' is not NAME=COLUMN
+asked.jsonl --task safety            | 2 | asked.feedback asks for the task pair | --task pair continues
+asked.feedback --task safety         | 2 | asked.feedback asks for the task pair
+safe.jsonl                           | 2 | safe.feedback asks for the task safety
+safe.feedback --gold pairs.jsonl     | 2 | safe.feedback asks for the task safety
 bad.jsonl                            | 4 | bad.jsonl:1 | help: correct the rows$
 old.feedback                         | 4 | no store of labels
 new.feedback                         | 4 | there is no such file
@@ -160,6 +201,9 @@ def test_what_is_refused(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     ranked = {"prompt": "Hi", "responses": list(map(str, numbers)), "ranks": numbers}
     write("many.jsonl", ranked, ranked)
     write("pairs.jsonl", PAIR)
+    Path("own.csv").write_text("What for,one,two\nabcd,ab,abc\n", encoding="utf-8")
+    prepared(write("asked.jsonl", PAIR), None, None).close()
+    prepared(write("safe.jsonl", prompt(1)), "safety", None).close()
     write("bad.jsonl", {**PAIR, "chosen": 3})
     Path("old.feedback").write_text("not a store", encoding="utf-8")
     Path("latin.md").write_bytes(b"\xe9")
@@ -170,6 +214,9 @@ def test_what_is_refused(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
             found, said = fails(words)
             missing = [text for text in texts if text not in said]
             assert (found, missing) == (int(code), []), said
+    stores = {path.name: prepared(path, None, None) for path in Path().glob("[!o]*.feedback")}
+    kept = {name: len(store.items()) for name, store in stores.items()}
+    assert kept == {"asked.feedback": 1, "safe.feedback": 1}  # nothing was stored
 
 
 def test_what_it_says_first(said: Said) -> None:

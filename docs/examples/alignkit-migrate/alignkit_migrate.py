@@ -445,7 +445,7 @@ class Migration:
 
 def _first_row(path: str) -> Any:
     """The first row of a file; None if it cannot be read, which `check` says."""
-    from alignkit_plugins.recipe_tools.init_write import first_row
+    from alignkit_plugins.command_line.words import first_row
 
     with suppress(AlignkitError, OSError):
         return first_row(Path(path))

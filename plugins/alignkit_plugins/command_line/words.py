@@ -7,24 +7,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
+from shlex import shlex
 from typing import Any, TypeVar
 
 from alignkit.contract.options import DataRef, Options
 from alignkit.contract.settings import KEYS, ModelSpec
-from alignkit.errors import RecipeError, refuse
+from alignkit.errors import RecipeError, did_you_mean, refuse
 from alignkit.host.plugins import plugins
+from alignkit.io.digest import commit_of
 from alignkit.io.text import is_dir, is_file
 from alignkit.recipe.mistakes import problems_of, validated
 from alignkit.recipe.references import Resolver
 from alignkit.recipe.rules import MODEL, broken
 from alignkit.recipe.schema import BASE, Stage
-from alignkit.recipe.sources import DataSpec
+from alignkit.recipe.sources import DataSpec, SourceReader
 from alignkit.recipe.yaml import Document, Keys, dump, parse_document, plain_data, rewritten
 from alignkit_plugins.command_line.find import Model, find, is_model
 
 STAGE = "evaluate"
 _OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=|~")
+LOOKED_AT = 20  # rows that show what columns mean
 _PATHS = {"path", "folder", "file"}  # keys whose values are never models
 
 
@@ -206,3 +211,52 @@ def data_of(value: Any, command: str) -> DataSpec:
     """A data entry, as in a recipe. command: who asks, for errors."""
     spec: DataSpec = read_as(_Data, {"data": value}, command)[0].data
     return spec
+
+
+# Columns of files
+
+
+def named_columns(text: str) -> dict[str, str]:
+    """Column names by the names that a format expects, from `prompt=question,label="by Ann"`. Further
+    labels are `label_2`, `label_3` and so on.
+    """
+    words = shlex(text, posix=True)
+    words.whitespace, words.whitespace_split = ",", True
+    words.quotes, words.escape, words.commenters = '"', "", ""
+    columns: dict[str, str] = {}
+    for part in words:
+        name, _, column = part.partition("=")
+        if name == "label" and name in columns:
+            name = f"label_{1 + sum(each.startswith(name) for each in columns)}"
+        if not name or not column or name in columns:
+            help = 'as in prompt=question,completion=answer; a name with a comma stands in ""'
+            refuse(f"--columns: '{part}' is not NAME=COLUMN with a new name", help)
+        columns[name] = column
+    return columns
+
+
+def reader_of(entry: Any, command: str) -> SourceReader:
+    """What reads a data entry. command: who asks, for errors."""
+    (source,) = data_of(entry, command).sources
+    return SourceReader(source, plugins().usable("format"), Path, partial(commit_of, "dataset"))
+
+
+def first_row(path: Path) -> Mapping[str, Any]:
+    """The first of the rows of a file that say most, among a few; empty if it is no table."""
+    rows = [row for _, row in islice(reader_of(str(path), "--columns").stored_rows(), LOOKED_AT)]
+    tables = [row for row in rows if isinstance(row, Mapping)]
+    return max(tables, key=lambda row: sum(map(is_filled, row.values())), default={})
+
+
+def is_filled(cell: Any) -> bool:
+    """Whether a cell holds anything."""
+    return cell not in (None, "", [])
+
+
+def check_columns(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse a column that is in none of these rows. columns: by the names that a format expects."""
+    have = [*chain.from_iterable(rows)]
+    for name, column in columns.items():
+        if column not in have:
+            help = did_you_mean(column, have, "columns")
+            refuse(f"--columns {name}={column}: no file has a column '{column}'", help)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +21,24 @@ from alignkit_plugins.extras import check_extra
 
 if TYPE_CHECKING:
     from alignkit.data.group import Group
+    from alignkit_plugins.people.items import Item
     from alignkit_plugins.people.store import Store
 
+GOLD = "gold"  # the batch of items with known labels
 labels_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
+# What `--columns` names in rows for a task; else two answers
+NAMED = {"demonstration": ("prompt",), "thumb": ("prompt", "completion")}
+Guidelines = Annotated[
+    Path | None,
+    option("FILE", "Guidelines for labelers, in Markdown. Each label records their version."),
+]
+Columns = Annotated[
+    str,
+    option(
+        "NAME=COLUMN,...",
+        "Your columns: prompt, completion, or A, B and so on for answers to compare.",
+    ),
+]
 StoreFile = Annotated[Path, argument("STORE", "Store of labels, such as labels.feedback.")]
 
 
@@ -42,10 +57,7 @@ def label(
             ),
         ),
     ] = None,
-    guidelines: Annotated[
-        Path | None,
-        option("FILE", "Guidelines for labelers, in Markdown. Each label records their version."),
-    ] = None,
+    guidelines: Guidelines = None,
     gold: Annotated[
         Path | None,
         option("FILE", "Items with known labels, mixed in unseen, to check the labelers."),
@@ -59,6 +71,7 @@ def label(
         option("NAME", "Name of a labeler. Repeatable: each gets an address."),
     ] = None,
     overlap: Annotated[int, option("N", "Number of people who label each item.", min=1)] = 1,
+    columns: Columns = "",
     port: Annotated[
         int | None,
         option("N", "Port of the page. Default: 8765, or the next free one.", min=1, max=65535),
@@ -77,6 +90,7 @@ def label(
       alignkit label prompts.jsonl --annotator ada --annotator bob --overlap 2
       alignkit label a.jsonl --annotator ada --host https://labels.example.org
       alignkit label answers.jsonl --task review
+      alignkit label faq.csv --columns prompt=Question,A="answer one",B="answer two"
       alignkit label pairs.jsonl --gold known.jsonl --guidelines rules.md
       alignkit label runs/people/labels.feedback
     """
@@ -90,12 +104,13 @@ def label(
     names = list(dict.fromkeys(annotator or [os.environ.get("USER", "annotator")]))
     for name in names:
         check_annotator(name)
-    with ExitStack() as stack:
-        store = stack.enter_context(prepared(data, task, gold, overlap, qualify))
+    rules = None if guidelines is None else text_of(guidelines)
+    with ExitStack() as stack:  # nothing is stored until everything is there
         address = server.address_of(host)
-        if guidelines is not None:
-            store.add_guidelines(text_of(guidelines))
         listener = stack.enter_context(server.listening(port, address))
+        store = stack.enter_context(prepared(data, task, gold, overlap, qualify, columns))
+        if rules is not None:
+            store.add_guidelines(rules)
         greet(store, names)
         address.warn(listener)
         sessions = list(map(Session, names))
@@ -118,25 +133,45 @@ def text_of(guidelines: Path) -> str:
 
 
 def prepared(
-    data: Path, task: str | None, gold: Path | None, overlap: int = 1, qualify: int = 0
+    data: Path,
+    task: str | None,
+    gold: Path | None,
+    overlap: int = 1,
+    qualify: int = 0,
+    columns: str = "",
 ) -> Store:
     """The store with the items in it.
 
     Raises RecipeError for wrong arguments, DataError for rows that cannot be labeled.
     """
-    from alignkit_plugins.people.items import items_of
+    from alignkit.io.text import is_file
+    from alignkit_plugins.command_line.words import check_columns, first_row, named_columns
     from alignkit_plugins.people.labels import TASKS
     from alignkit_plugins.people.store import SUFFIX, Store
 
     if task is not None and task not in TASKS:
         refuse(f"--task: unknown task '{task}'", did_you_mean(task, TASKS, "tasks"))
     is_store = data.suffix == SUFFIX
-    right = items_of(groups_to_label(gold), task, gold=True) if gold else []
-    path = data
+    files = [file for file in (gold, None if is_store else data) if file]
+    for file in files:
+        if not is_file(file):
+            refuse(f"no such file: {file}", "name a file with rows, or a store")
+    asked = named_columns(columns)
+    check_columns(asked, map(first_row, files if asked else ()))
+    right = read_items(gold, task, asked, gold=True) if gold else []
+    path, items, known = data, list["Item"](), list["Item"]()
     if not is_store:
-        path, items = store_of(data), items_of(groups_to_label(data), task)
+        path, items = store_of(data), read_items(data, task, asked)
         if not items:
             raise DataError(f"{data}: there is no row to label")
+    if is_store or path.exists():
+        with Store.open(path) as store:
+            known = [stored.item for stored in store.items() if not stored.retired]
+        check_task(path, known, [*items, *right], task)
+    have = sum(item.gold is not None and not (right and item.batch == GOLD) for item in known)
+    if qualify > have + len(right):
+        text = f"--qualify {qualify}: the store has only {have + len(right)} gold items"
+        refuse(text, "add rows whose labels are right: --gold FILE")
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(path, new=not is_store))
         if not is_store:
@@ -146,13 +181,35 @@ def prepared(
             with store.transaction() as connection:
                 connection.execute("UPDATE items SET wanted = ? WHERE retired = 0", (overlap,))
         if right:
-            store.ask(right, "gold")
-        have = store.count("SELECT 1 FROM items WHERE gold IS NOT NULL AND retired = 0")
-        if qualify > have:
-            text = f"--qualify {qualify}: the store has only {have} gold items"
-            refuse(text, "add rows whose labels are right: --gold FILE")
+            store.ask(right, GOLD)
         stack.pop_all()
     return store
+
+
+def read_items(
+    file: Path, task: str | None, columns: Mapping[str, str], *, gold: bool = False
+) -> list[Item]:
+    """The items of a file, and on the screen what was decided about all of its rows."""
+    from alignkit_plugins.people.items import items_of
+
+    notes = list[str]()
+    items = items_of(groups_to_label(file, task, columns), task, gold=gold, notes=notes)
+    for note in notes:
+        typer.echo(f"{file}: {note}", err=True)
+    return items
+
+
+def check_task(path: Path, known: Sequence[Item], new: Sequence[Item], task: str | None) -> None:
+    """Refuse items for which the store asks with another task: it would ask about them twice, and
+    keep the first ones for good. task: of the command line.
+    """
+    before = {item.asks: item.task for item in known}
+    tasks, asked = set(before.values()), {item.task for item in new}.union([task] if task else ())
+    wrong = [item.task for item in new if before.get(item.asks, item.task) != item.task]
+    if wrong or (tasks and asked and tasks.isdisjoint(asked)):
+        old, other = (" and ".join(sorted(each)) for each in (tasks, set(wrong) or asked))
+        text = f"{path} asks for the task {old}, and would ask again for the task {other}"
+        refuse(text, f"--task {min(tasks)} continues; a copy of the file gets a store of its own")
 
 
 def store_of(data: Path) -> Path:
@@ -175,18 +232,35 @@ def store_of(data: Path) -> Path:
     return Path(os.path.relpath(path))
 
 
-def groups_to_label(path: Path) -> list[Group]:
-    """The rows of a file. Raises `RecipeError` if there is no such file, `DataError` for bad rows."""
+def groups_to_label(
+    path: Path, task: str | None = None, columns: Mapping[str, str] | None = None
+) -> list[Group]:
+    """The rows of a file. columns: by the names that a format expects, where the file has them; A is
+    the first answer. Raises `DataError` for bad rows.
+    """
     from alignkit.host.plugins import plugins
-    from alignkit.io.text import is_file
-    from alignkit.recipe.sources import OR_SKIP, DataSource, DataSpec
+    from alignkit.recipe.sources import OR_SKIP, DataSource, DataSpec, UnknownFormat
     from alignkit.runs.fingerprint import RunData
+    from alignkit_plugins.command_line.words import first_row
+    from alignkit_plugins.formats.column_mappings import columns_help
 
-    if not is_file(path):
-        refuse(f"no such file: {path}", "name a file with rows, or a store")
     plugins()  # plugins have readers and formats
+    own = first_row(path) if columns else {}
+    # A letter alone would be an option of a question, if no label stood next to it
+    named = {
+        f"response_{name.lower()}" if len(name) == 1 else name: column
+        for name, column in (columns or {}).items()
+        if column in own
+    }
     try:
-        loaded = RunData(Path).read(DataSpec((DataSource(path=path.resolve()),)))
+        loaded = RunData(Path).read(DataSpec((DataSource(path=path.resolve(), columns=named),)))
+    except UnknownFormat as error:
+        row, command = first_row(path), f"alignkit label {shlex.quote(str(path))} "
+        names = NAMED.get(task or "", ("prompt", "A", "B"))
+        if task is not None:
+            command += f"--task {task} "
+        text = f"{str(error).splitlines()[0]}\nhelp: say which columns are meant, as in {command}"
+        raise DataError(text + columns_help(names, row)) from error
     except DataError as error:  # only a recipe can skip rows
         raise DataError(str(error).removesuffix(OR_SKIP)) from error
     for note in loaded.sources[0].notes:

@@ -22,7 +22,7 @@ from alignkit.data.group import (
     turns_of,
 )
 from alignkit.errors import BadRow, did_you_mean
-from alignkit_plugins.people.labels import TASKS, Label, check_gold, places
+from alignkit_plugins.people.labels import TASKS, Label, agrees, check_gold, places
 
 AUTHOR = "author"  # as an origin: the item's author wrote this response
 
@@ -80,6 +80,30 @@ class Item:
     def answers(self) -> list[Any]:
         """The responses as plain JSON: texts, or lists of turns."""
         return [each if isinstance(each, str) else turns_of(each) for each in self.responses]
+
+    @cached_property
+    def asks(self) -> str:
+        """What items have in common that show the same, whatever the order of the responses and the
+        task.
+        """
+        answers = sorted(map(json.dumps, self.answers))
+        return sha256_of([turns_of(self.prompt), answers, list(self.tools)])
+
+    def like(self, other: Item) -> Item:
+        """The item with its responses in the order of another one that shows the same, unless others
+        wrote them there.
+        """
+        places = [self.answers.index(answer) for answer in other.answers]
+        origins = tuple(self.origins[place] for place in places if self.origins)
+        if any(origins) and any(other.origins) and origins != other.origins:
+            return self
+        gold = None if self.gold is None else dict(self.gold)
+        if gold and "better" in gold:
+            gold["better"] = places.index(gold["better"])
+        if gold and "ranks" in gold:
+            gold["ranks"] = [gold["ranks"][place] for place in places]
+        responses = tuple(self.responses[place] for place in places)
+        return replace(self, responses=responses, origins=origins, gold=gold)
 
     @property
     def group(self) -> Group:
@@ -179,20 +203,34 @@ def items_of(
     *,
     gold: bool = False,
     left_out: list[str] | None = None,
+    notes: list[str] | None = None,
 ) -> list[Item]:
-    """An item for each group, and one of equal ones. task, gold: as `item_of` takes them.
+    """An item for each group, and one of equal ones, also if their responses are in another order;
+    gold labels are turned. task, gold: as `item_of` takes them.
 
     Raises `DataError` that lists the rows that nobody could label. left_out: gets the reasons
-    instead, one for each such row.
+    instead, one for each such row. notes: gets what is said of such orders.
     """
-    items, bad = dict[str, Item](), []
+    items, firsts = dict[str, Item](), dict[str, Item]()
+    bad, turned = list[SkippedRow](), list[str]()
     for group in groups:
+        where = (group.origin.file, group.origin.row) if group.origin else ("", 0)
         try:
             item = item_of(group, task, gold=gold)
-            items.setdefault(item.id, item)
+            same = item.like(firsts.setdefault(item.asks, item))
+            first = items.setdefault(same.id, same)
+            if first.gold and same.gold and agrees(same.gold, first.gold) is False:
+                raise BadRow("an earlier row about the same responses has another known label")
+            if same.id != item.id:
+                turned.append(str(group.origin).rpartition("/")[2])
         except BadRow as error:
-            where = (group.origin.file, group.origin.row) if group.origin else ("", 0)
             bad.append(SkippedRow(*where, str(error)))
+    if turned and notes is not None:
+        rows = ", ".join(turned[:3]) + ", ..." * (len(turned) > 3)
+        notes.append(
+            "rows with the responses of an earlier one in another order, asked about once: "
+            f"{len(turned)} ({rows})"
+        )
     if left_out is not None:
         left_out += [row.reason for row in bad]
     elif bad:

@@ -141,7 +141,8 @@ class People(Step):
         options, stage = self.options, f"stage '{context.stage}'"
         path = options.store or context.out.parent / STORE
         left_out: list[str] = []
-        items = self._items(context.load(options.data), left_out)
+        orders = list[str]()
+        items = self._items(context.load(options.data), left_out, orders)
         if not items:
             reasons = [f"\n  {count} left out: {why}" for why, count in Counter(left_out).items()]
             raise RunFailed(f"{stage}: there is no row to label{''.join(reasons)}")
@@ -173,10 +174,11 @@ class People(Step):
             _keep_good(entries, ask(texts, options.reviewers, "-reviews"))
         # Gold items are not learned from, but say who knows the task.
         with Store.open(path) as store:
-            every, item_ids = labeled(store), {item.id for item in items}
+            every, item_ids = labeled(store), {entry.item.id for entry in entries}
         gold = [each for each in every if each.item.gold and each.item.id not in item_ids]
         try:
             worse, notes = below([*entries, *gold], options.min_gold)
+            notes = [*orders, *notes]
         except BadRow as error:
             raise RunFailed(f"{stage}: {error}") from error
         counted = list[Labeled]()
@@ -210,9 +212,14 @@ class People(Step):
         tables = [wins_table(facts["wins"])] if facts["wins"] else []
         return Artifact(groups=groups, summary=facts, report=Report(["\n".join(lines), *tables]))
 
-    def _items(self, rows: Sequence[Group], left_out: list[str] | None = None) -> list[Item]:
+    def _items(
+        self,
+        rows: Sequence[Group],
+        left_out: list[str] | None = None,
+        notes: list[str] | None = None,
+    ) -> list[Item]:
         """What people are asked about the rows. left_out: gets why some are not asked about; None:
-        rows that nobody could label are an error.
+        rows that nobody could label are an error. notes: as of `items_of`.
         """
         questions = []
         rows = together(rows)
@@ -221,7 +228,7 @@ class People(Step):
             questions += those
             if not those and left_out is not None:
                 left_out.append("its responses do not differ")
-        return items_of(questions, self.options.task, left_out=left_out)
+        return items_of(questions, self.options.task, left_out=left_out, notes=notes)
 
 
 def labels_of(
@@ -246,8 +253,7 @@ def labels_of(
     here = folder.parent.resolve() / folder.name
     batch = Path(os.path.relpath(here, path.parent.resolve())).as_posix()
     with Store.open(path, new=True) as store:
-        store.ask(items, batch, annotators)
-        entries = labeled(store, [item.id for item in items])
+        entries = labeled(store, store.ask(items, batch, annotators))
         lacking = [_lacking(entry, annotators) for entry in entries]
         if not any(lacking):
             return entries

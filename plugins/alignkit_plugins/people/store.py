@@ -251,17 +251,24 @@ class Store:
                 if item.id not in known:
                     self.put(item, wanted=wanted)
 
-    def ask(self, items: Iterable[Item], batch: str, wanted: int = 1) -> None:
+    def ask(self, items: Iterable[Item], batch: str, wanted: int = 1) -> list[str]:
         """Let people label these items, and no other ones of the batch, which are retired with
-        their labels.
+        their labels; returns the ids. An item that the store has in another order is asked in that
+        one; if it has labels in both, as earlier versions asked, both stay.
 
         If several batches ask about an item, it belongs to the one that wants the most labels, so
         it is open until that one has them. Raises `BadRow` for an item that nobody could label;
         nothing changes then.
         """
-        ready = {item.id: replace(item, batch=batch).checked() for item in items}
+        new = [replace(item, batch=batch).checked() for item in items]
         with self.transaction():
             known = self.by_id()
+            alike = {(each.item.task, each.item.asks): each.item for each in known.values()}
+            ready, shown = dict[str, Item](), dict[tuple[str, str], Item]()
+            for item in new:
+                place = item.task, item.asks
+                one = item if item.id in known else item.like(alike.get(place, item))
+                ready[one.id] = shown[place] = one
             for name, item in ready.items():
                 old = known.get(name)
                 if old is None:
@@ -272,8 +279,11 @@ class Store:
                     theirs = replace(item, batch=old.item.batch)
                     self.put(theirs.filled(old.item), wanted=old.wanted)
             for name, old in known.items():
-                if old.item.batch == batch and name not in ready:
+                twin = shown.get((old.item.task, old.item.asks), old.item)
+                both = old.labels and old.item.like(twin).id in ready
+                if old.item.batch == batch and name not in ready and not both:
                     self.put(old.item, wanted=old.wanted, retired=True)
+        return [*ready]
 
     def put(self, item: Item, *, wanted: int, retired: bool = False) -> None:
         """Add an item that was checked, or change it."""

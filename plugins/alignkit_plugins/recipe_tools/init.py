@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from shlex import shlex
 from typing import Annotated
 
 import typer
@@ -75,6 +74,7 @@ def init(
     """
     from alignkit.host.plugins import load_plugins
     from alignkit.recipe.yaml import find_recipe, shipped
+    from alignkit_plugins.command_line.words import named_columns
     from alignkit_plugins.recipe_tools.init_write import named, written
 
     if listed:
@@ -86,7 +86,7 @@ def init(
         words, place = [folder, *words], Path()
     load_plugins()
     if words and recipe is None:
-        made, assumed = written(place, base, list(map(named, words)), _named_columns(columns))
+        made, assumed = written(place, base, list(map(named, words)), named_columns(columns))
     else:
         if words or base or columns:
             help = "leave out data, --base and --columns, and edit the copy"
@@ -94,25 +94,6 @@ def init(
         made, assumed = copied(find_recipe(recipe) if recipe else STARTER, place), []
     write_files(made)
     return files_written([*made], assumed, f"alignkit run {next(iter(made))}")
-
-
-def _named_columns(text: str) -> dict[str, str]:
-    """Column names by the names that a format expects, from `prompt=question,label="by Ann"`. Further
-    labels are `label_2`, `label_3` and so on.
-    """
-    words = shlex(text, posix=True)
-    words.whitespace, words.whitespace_split = ",", True
-    words.quotes, words.escape, words.commenters = '"', "", ""
-    columns: dict[str, str] = {}
-    for part in words:
-        name, _, column = part.partition("=")
-        if name == "label" and name in columns:
-            name = f"label_{1 + sum(each.startswith(name) for each in columns)}"
-        if not name or not column or name in columns:
-            help = 'as in prompt=question,completion=answer; a name with a comma stands in ""'
-            refuse(f"--columns: '{part}' is not NAME=COLUMN with a new name", help)
-        columns[name] = column
-    return columns
 
 
 # Copies of recipes, which can be edited

@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.util import find_spec
-from itertools import chain, filterfalse, islice, pairwise
+from itertools import chain, filterfalse, pairwise
 from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
@@ -32,12 +32,19 @@ from alignkit.evaluation.held_out import FEW_EXAMPLES
 from alignkit.evaluation.numbers import number_of
 from alignkit.evaluation.split import fraction, opening
 from alignkit.host.plugins import plugins, source_of
-from alignkit.io.digest import cached_snapshot, commit_of
+from alignkit.io.digest import cached_snapshot
 from alignkit.io.text import cache_folder, is_dir, is_file
-from alignkit.recipe.sources import SourceReader, UnknownFormat, keys_of_split
+from alignkit.recipe.sources import UnknownFormat, keys_of_split
 from alignkit.recipe.yaml import dump
 from alignkit.runs.fingerprint import RunData
-from alignkit_plugins.command_line.words import data_of, read_words
+from alignkit_plugins.command_line.words import (
+    check_columns,
+    data_of,
+    first_row,
+    is_filled,
+    read_words,
+    reader_of,
+)
 from alignkit_plugins.formats.column_mappings import (
     TWO_ANSWERS,
     ColumnMapping,
@@ -69,7 +76,6 @@ GOALS: Mapping[str, Sequence[str]] = {
     "demos": (),
 }
 COMMAND = "alignkit init"
-LOOKED_AT = 20  # rows that show what columns mean
 MOST_ROWS = 100_000  # rows that show what a file holds
 # With a unit, which must be the known one if there is one; words that often follow a number are none
 LAST = NUMBER + (
@@ -86,10 +92,6 @@ _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")  # LaTeX's commands are none
 
 
 # What files hold
-
-
-def _is_filled(cell: Any) -> bool:
-    return cell not in (None, "", [])
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _is_labeled(row: Group) -> bool:
 
 
 def _has_answer(row: Group) -> bool:
-    return bool(row.prompt) and _is_filled(row.meta.get(ANSWER))
+    return bool(row.prompt) and is_filled(row.meta.get(ANSWER))
 
 
 def _is_checkable(row: Group) -> bool:
@@ -247,19 +249,6 @@ class DataFile:
         keys = {key: value for key, value in keys.items() if value not in ([], None)}
         entry = keys if len(keys) > 1 else keys["path"]
         return {self.format: entry} if self.named else entry
-
-
-def _reader(entry: Any) -> SourceReader:
-    """What reads a data entry."""
-    (source,) = data_of(entry, COMMAND).sources
-    return SourceReader(source, plugins().usable("format"), Path, partial(commit_of, "dataset"))
-
-
-def first_row(path: Path) -> Mapping[str, Any]:
-    """The first of the rows of a file that say most, among a few; empty if it is no table."""
-    rows = [row for _, row in islice(_reader(str(path)).stored_rows(), LOOKED_AT)]
-    tables = [row for row in rows if isinstance(row, Mapping)]
-    return max(tables, key=lambda row: sum(map(_is_filled, row.values())), default={})
 
 
 def columns_ways(kind: str) -> list[Sequence[str]]:
@@ -560,7 +549,9 @@ def planned(files: Sequence[DataFile]) -> Plan:
     limited = list[DataFile]()
     for file, weight in zip(files, weights, strict=True):
         limited.append(file.limited(most * weight) if weight else file)
-    keys = keys_of_split(_reader(file.entry(path=str(file.file), limit=None)) for file in limited)
+    keys = keys_of_split(
+        reader_of(file.entry(path=str(file.file), limit=None), COMMAND) for file in limited
+    )
     limited = [replace(file, split=keys) for file in limited]
     judging = [file for file in limited if file.kind == goal]
     for share in SHARES:
@@ -588,16 +579,12 @@ def written(
     columns: of any of the files, by the names that a format expects. Raises RecipeError or
     DataError if nothing can be made of the data.
     """
-    have, files = list[str](), list[DataFile]()
+    files = list[DataFile]()
     for _, path in given:
         if not is_file(path):
             kind, equals, _ = str(path).partition("=")
             refuse(f"no such file: {path}", did_you_mean(kind, KINDS, "kinds") if equals else "")
-        have += first_row(path)
-    for name, column in columns.items():
-        if column not in have:
-            help = did_you_mean(column, have, "columns")
-            refuse(f"--columns {name}={column}: no file has a column '{column}'", help)
+    check_columns(columns, [first_row(path) for _, path in given])
     for kind, path in given:
         name = os.path.relpath(path.resolve(), folder.resolve())
         files.append(recognize(path, name, kind, columns))
