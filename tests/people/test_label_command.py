@@ -183,7 +183,7 @@ pairs.jsonl --annotator " a"         | 4 | annotator's name
 own.csv                              | 4 | alignkit label own.csv --columns 'prompt=What for,A=one,B=two'
 own.csv --task thumb                 | 4 | own.csv --task thumb --columns 'prompt=What for,completion=two'
 own.csv --columns prompt=one,A=tow   | 2 | --columns A=tow | did you mean 'two'?
-own.csv --columns prompt             | 2 | 'prompt' is not NAME=COLUMN
+own.csv --columns prompt             | 2 | 'prompt' is not NAME=VALUE
 asked.jsonl --task safety            | 2 | asked.feedback asks for the task pair | --task pair continues
 asked.feedback --task safety         | 2 | asked.feedback asks for the task pair
 safe.jsonl                           | 2 | safe.feedback asks for the task safety

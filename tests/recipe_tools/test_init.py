@@ -62,6 +62,7 @@ OPEN     {"prompt": "hi", "response_a": "ho", "response_b": "no"}
 BROKEN   {"prompt"
 STRANGE  {"x": 1}
 FAQ      id,Frage,Antwort§1,Ist es?,Ja.
+WORDS    prompt,answer A,answer B,label§One?,x,y,links§Two?,x,y,rechts§Three?,x,y,links
 ODD      Frage,a,b§Ist es?,b,c
 TURN     {"messages": [{"role": "user", "content": "Number <#>?"}, {"role": "assistant", "content": "So."}]}
 EMPTY    {"messages": [{"role": "user", "content": "Number <#>?"}, {"role": "assistant", "content": ""}]}
@@ -612,7 +613,7 @@ def test_usual_names_of_columns_are_recognized(line: str) -> None:
 
 RATED = """\
 Frage,eins,zwei,von Ann,"von Tom, 9b"
-Who is he?,The first one,It is Ben,A,A
+Who is he?,The first one,It is Ben,links,A
 Who is she?,The other one,It is Eve,zwei,B
 Who are you?,The third one,It is Joe,eins,b
 Who am I?,The fourth one,It is Sue,2,
@@ -623,31 +624,30 @@ Who are they?,The fifth one,It is Ian,,tie
 @pytest.mark.parametrize("header", ["question,Answer 1,answer 2,Rated by Ann,vote of Tom", ""])
 def test_labels_of_several_people_make_pairs(header: str, printed: Said) -> None:
     """Three of five are decided, and two of three ratings by both are the same."""
-    words, table = (
-        ["--columns", 'prompt=Frage,A=eins,B=zwei,label=von Ann,label="von Tom, 9b"'],
-        RATED,
-    )
+    columns = 'prompt=Frage,A=eins,B=zwei,label=von Ann,label="von Tom, 9b"'
+    words, table = ["--columns", columns, "--labels", "Links=A"], RATED
     if header:
         words, table = (
             [],
             f"{header}\n{RATED.partition(chr(10))[2]}".replace("eins", "a").replace("zwei", "b"),
         )
+        table = table.replace("links", "A")
     Path("rated.csv").write_text(table, encoding="utf-8")
     assert main(["init", "rated.csv", *words]) == 0
     names = "von Ann, von Tom, 9b" if words else "Rated by Ann, vote of Tom"
     note = (
-        f"labels in {names}: 8 for 5 pairs, of which 1 are left out, as tied or without a label; 67% of "
-        "labels agree, alpha 0.4"
+        f"labels in {names}: 8 for 5 pairs, of which 2 are left out (1 tied or without a label, 1 without "
+        "a majority); 67% of labels agree, alpha 0.4"
     )
     said = printed()
     assert f"rated.csv: {note}" in said and "3 conversations, 3 pairs (labeled_pairs)" in said
-    assert said.count("1 pairs with contradicting labels: 0 by majority, 1 left out\n") == 1
     keys = (
         "{prompt: Frage, A: eins, B: zwei, label: von Ann, label_2: 'von Tom, 9b'}"
         if words
         else "{}"
     )
-    entry = f"{{path: rated.csv, columns: {keys}}}"
+    meant = "{Links: A}" if words else "{}"
+    entry = f"{{labeled_pairs: {{path: rated.csv, columns: {keys}, labels: {meant}}}}}"
     assert main(["data", "convert", entry, "--to", "preference", "--out", "p.jsonl"]) == 0
     assert main(["data", "check", entry]) == 0
     assert main(["check", "recipe.yaml"]) == 0
@@ -664,6 +664,7 @@ labeled.jsonl LABELED 2
 sums.jsonl SUM 1
 holes.csv HOLES 1
 ties.csv TIES 1
+words.csv WORDS 1
 ranked.jsonl TREE 9
 bad.jsonl BAD 1
 text.jsonl TEXT 1
@@ -699,10 +700,15 @@ demos=faq.csv --columns prompt=Frage,completion=Antwrot  2  did you mean 'Antwor
 demos=faq.csv --columns promt=Frage,completion=Antwort   4  --columns prompt=Frage,comp
 demos=faq.csv --columns prompt=Frage,completion=Antwort,x=y  2  no file has a column 'y'
 demos=faq.csv --columns prompt=Frage,completion=Antwort,prompt=id  2  with a new name
-demos=faq.csv --columns prompt                     2  'prompt' is not NAME=COLUMN
+demos=faq.csv --columns prompt                     2  'prompt' is not NAME=VALUE
 open.jsonl                                         4  1 comparisons, all tied or without a label help: compare
 ties.csv                                           4  all tied or without a label; labels in label: 3 for 3
 comma.csv                                          4  'score' must be a number, not '4,5'
+words.csv                                          4  'links' (2), 'rechts' (1); say whether each means
+words.csv                                          4  `alignkit init --labels links=WHICH,rechts=WHICH`
+words.csv --labels links=C                         2  must be 'A', 'B' or 'tie', got 'C'
+demos.jsonl --labels links=A                       2  --labels: no file has labels of two answers
+demos.jsonl --labels links                         2  --labels: 'links' is not NAME=VALUE
 labels=sums.jsonl                                  2  kinds: pairs, good-and-bad
 prompts.jsonl                                      2  name two answers and their label
 --from smoke --base tiny                           2  a recipe is copied unchanged

@@ -216,7 +216,7 @@ def data_of(value: Any, command: str) -> DataSpec:
 # Columns of files
 
 
-def named_columns(text: str) -> dict[str, str]:
+def named_columns(text: str, option: str = "--columns") -> dict[str, str]:
     """Column names by the names that a format expects, from `prompt=question,label="by Ann"`. Further
     labels are `label_2`, `label_3` and so on.
     """
@@ -229,8 +229,8 @@ def named_columns(text: str) -> dict[str, str]:
         if name == "label" and name in columns:
             name = f"label_{1 + sum(each.startswith(name) for each in columns)}"
         if not name or not column or name in columns:
-            help = 'as in prompt=question,completion=answer; a name with a comma stands in ""'
-            refuse(f"--columns: '{part}' is not NAME=COLUMN with a new name", help)
+            help = 'as in prompt=question or left=A, with commas between; a value with a comma stands in ""'
+            refuse(f"{option}: '{part}' is not NAME=VALUE with a new name", help)
         columns[name] = column
     return columns
 

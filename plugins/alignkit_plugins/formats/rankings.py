@@ -13,7 +13,7 @@ the most frequent one counts; without one, it is a tie.
 Files of people's own are recognized by the names of their columns: a prompt, two answers such as
 `Answer A` and `Answer B`, and columns of labels such as `rated by Ann`; or a recipe says `columns:
 {prompt: COLUMN, A: COLUMN, B: COLUMN, label_1: COLUMN, label_2: COLUMN}`. A label names an answer
-by its letter, its number or its column; an empty cell is none. Rows about the same two answers, in
+by its letter, its number or its column, or as `labels` says; an empty cell is none. Rows about the same two answers, in
 any order, are votes about one pair, which the first of them makes; a person, whom a column such as
 `annotator` names, has one.
 
@@ -31,8 +31,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, filterfalse, permutations
+from shlex import quote
 from statistics import multimode
-from typing import Any
+from typing import Any, Literal, get_args
 
 from alignkit import BadRow, Field, Format, Group, Message, Options, Pair, Response
 from alignkit.contract.formats import columns_of, with_renamed_columns
@@ -63,6 +64,7 @@ JUDGED = (
     *("labels", "preference", "winner", "verdict", "rating", "ranks", "scores", "pairs"),
     *("chosen", "rejected", "winner_model_a", "winner_model_b"),
 )
+Meant = Literal["A", "B", "tie"]  # what a label may say
 _SOFT = re.compile(r"1\.\d+")
 Votes = dict[Any, Pair | None]  # by who voted; None is a tie
 
@@ -134,8 +136,18 @@ class LabeledPairs(ColumnFormat):
         f"{', '.join(PAIRS)}"
     )
 
+    class Options(Options):
+        labels: dict[str, Meant] = Field(
+            {}, "what labels mean, in columns of your own: {left: A, right: B, draw: tie}"
+        )
+
     def __init__(self, options: Any = None):
         super().__init__(options)
+        means = {} if options is None else options.labels
+        self.meant = {
+            label.strip().lower(): get_args(Meant).index(side) for label, side in means.items()
+        }
+        self.unknown = ""  # labels that say nothing, and how often
         self.own: TwoAnswers | None = None  # columns of no public data set
         self.unclear = ""  # numbers in labels, if these may mean several things
         self.votes, self.made = dict[Any, Votes](), set[Any]()  # by what they are about
@@ -214,18 +226,24 @@ class LabeledPairs(ColumnFormat):
             label = row.get(name)
             if is_empty(label):
                 continue
-            side = side_of(label, heads)
-            if side is None or (self.unclear and NUMBER.fullmatch(str(label))):
+            side = self._side(label, heads)
+            if side is None:
                 why = self.unclear and f" (here {self.unclear}, so that 1 may be either answer)"
                 raise BadRow(
                     f"column '{self.renamed.get(name, name)}' holds {label!r}, which does not say "
                     f"which answer is better: expected A, B, '{heads[0]}', '{heads[1]}', a tie, or "
-                    f"nothing; or their numbers, such as 1 and 2, and no other{why}. If it is no "
-                    "label, say which column is, as in `columns: {label: COLUMN}`; a `template` says "
-                    "what others mean"
+                    f"nothing; or their numbers, such as 1 and 2, and no other{why}. {self.unknown}"
+                    "If it is no label, say which column is, as in `columns: {label: COLUMN}`"
                 )
             votes[name] = (Pair(0, 1), Pair(1, 0), None)[side]
         return votes
+
+    def _side(self, label: Any, heads: Sequence[str]) -> int | None:
+        """The place of the better answer, 2 for a tie; None if a label does not say it."""
+        meant = self.meant.get(str(label).strip().lower())
+        if meant is None and not (self.unclear and NUMBER.fullmatch(str(label))):
+            return side_of(label, heads)
+        return meant
 
     def _called(self, *names: str) -> list[str]:
         """What the file calls columns."""
@@ -245,11 +263,27 @@ class LabeledPairs(ColumnFormat):
     def _count(self, rows: Sequence[Mapping[str, Any]], layout: TwoAnswers) -> None:
         """Count the votes in all rows, and note what they say together."""
         self.own, heads, repeated = layout, self._called(layout.first, layout.second), 0
-        texts = {str(row.get(name)) for row in rows for name in layout.label}
-        numbers = sorted(filter(NUMBER.fullmatch, texts))
+        texts = Counter(str(row.get(name)) for row in rows for name in layout.label)
+        numbers = sorted(
+            text for text in filter(NUMBER.fullmatch, texts) if self.meant.get(text) is None
+        )
         sides = {side_of(number, heads) for number in numbers}
         if None in sides or sides & {1, 2} == {2}:  # without a 2, 0 may be an answer or a tie
             self.unclear = ", ".join(numbers[:5])
+        strange = {
+            text: count
+            for text, count in texts.most_common()
+            if not is_empty(text) and self._side(text, heads) is None
+        }
+        if strange:
+            shown = [*strange][:5]
+            counts = ", ".join(f"{text!r} ({strange[text]:,})" for text in shown)
+            means = ",".join(f"{text}=WHICH" for text in shown)
+            self.unknown = (
+                f"Labels that are not understood: {counts}{', ...' * (len(strange) > 5)}; say "
+                f"whether each means A, B or tie: `alignkit init --labels {quote(means)}`, or in a "
+                "recipe `labels` of `labeled_pairs`. "
+            )
         for row in rows:
             with suppress(BadRow):  # `read` raises it again
                 about, turned = self._about(row, layout)
@@ -266,17 +300,18 @@ class LabeledPairs(ColumnFormat):
         names = ", ".join(self._called(*layout.label))
         text = f"labels in {names}: {sum(map(len, units)):,} for {len(units):,} pairs"
         ends = Counter((len({*unit.values(), None}) > 2, _majority(unit) is None) for unit in units)
-        split = ends[True, False], ends[True, True]
-        if left := ends[False, True]:
-            text += f", of which {left:,} are left out, as tied or without a label"
+        left = {
+            "tied or without a label": ends[False, True],
+            "without a majority": ends[True, True],
+        }
+        if any(left.values()):
+            parts = [f"{count:,} {why}" for why, count in left.items() if count]
+            text += f", of which {sum(left.values()):,} are left out ({', '.join(parts)})"
         if shared := sum(len(unit) > 1 for unit in units):
             values = [[*map(str, unit.values())] for unit in units]  # also of ties
             text += f"; {agreement_text(agreement_of(values), shared)}"
-        if any(split):
-            text += (
-                f"; {sum(split):,} pairs with contradicting labels: {split[0]:,} by majority, "
-                f"{split[1]:,} left out"
-            )
+        if split := ends[True, False]:
+            text += f"; {split:,} pairs with contradicting labels, which the majority decides"
         if repeated:
             text += (
                 f"; {repeated:,} labels repeated by one person, which count once, or as a tie where "

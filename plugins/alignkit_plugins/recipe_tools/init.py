@@ -54,6 +54,10 @@ def init(
             "Your columns, by the names that a format expects. Several may be `label`.",
         ),
     ] = "",
+    labels: Annotated[
+        str,
+        option("WORD=A,...", "What your words for labels of two answers mean: A, B or tie."),
+    ] = "",
 ) -> Result:
     """Write a recipe that fits your data.
 
@@ -86,10 +90,11 @@ def init(
         words, place = [folder, *words], Path()
     load_plugins()
     if words and recipe is None:
-        made, assumed = written(place, base, list(map(named, words)), named_columns(columns))
+        given, meant = list(map(named, words)), named_columns(labels, "--labels")
+        made, assumed = written(place, base, given, named_columns(columns), meant)
     else:
-        if words or base or columns:
-            help = "leave out data, --base and --columns, and edit the copy"
+        if words or base or columns or labels:
+            help = "leave out data, --base, --columns and --labels, and edit the copy"
             refuse("a recipe is copied unchanged", help)
         made, assumed = copied(find_recipe(recipe) if recipe else STARTER, place), []
     write_files(made)

@@ -18,6 +18,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from alignkit.contract.formats import with_renamed_columns
 from alignkit.data.group import (
     Group,
     Response,
@@ -52,6 +53,7 @@ from alignkit_plugins.formats.column_mappings import (
     columns_help,
     mappings_of,
 )
+from alignkit_plugins.formats.rankings import layout_of
 from alignkit_plugins.recipe_tools.options import schema_line
 from alignkit_plugins.report.data_card import row_warnings
 from alignkit_plugins.rewards.exact_match import ExactMatch
@@ -260,17 +262,22 @@ class Undecided(DataError):
     """A file has answers to compare, of which none is better."""
 
 
-def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> DataFile:
+def recognize(
+    path: Path, name: str, kind: str, columns: Mapping[str, str], labels: Mapping[str, str]
+) -> DataFile:
     """What a file holds, by `columns`, or else by those that a format expects or that are often
     called so.
 
     name: as the recipe names it. kind: of its rows, as the user says; empty: the most frequent.
-    Raises DataError if it holds something else.
+    labels: what words mean that say which of two answers is better. Raises DataError if it holds
+    something else.
     """
     row = first_row(path)
     chosen = {expected: column for expected, column in columns.items() if column in row}
-    mappings = [ColumnMapping("", chosen)]
-    if not chosen:
+    mappings, meant = [ColumnMapping("", chosen)], dict[str, Any]()
+    if labels and layout_of(with_renamed_columns(row, chosen)):
+        mappings, meant = [ColumnMapping("labeled_pairs", chosen)], {"labels": dict(labels)}
+    elif not chosen:
         mappings += mappings_of(row, plugins().usable("format"))
     found: list[DataFile] = []
     problems: list[DataError] = []
@@ -279,9 +286,11 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
         keys: dict[str, Any] = {"columns": dict(mapping.columns)} if mapping.columns else {}
         keys |= {"messages": mapping.messages} if mapping.messages else {}
         try:
-            format = "" if mapping.columns else mapping.format
-            found.append(_read(path, name, kind, format, keys))
+            format = "" if mapping.columns and not meant else mapping.format
+            found.append(_read(path, name, kind, format, {**keys, **meant}))
         except Undecided:
+            if is_recognized:
+                raise problems[0] from None  # what was wrong with the labels
             raise
         except UnknownFormat as error:
             help = columns_advice(row, plugins().usable("format"), columns_ways(kind))
@@ -571,13 +580,17 @@ def named(word: str) -> tuple[str, Path]:
 
 
 def written(
-    folder: Path, base: str | None, given: Sequence[tuple[str, Path]], columns: Mapping[str, str]
+    folder: Path,
+    base: str | None,
+    given: Sequence[tuple[str, Path]],
+    columns: Mapping[str, str],
+    labels: Mapping[str, str],
 ) -> tuple[dict[Path, bytes], list[str]]:
     """A recipe for data, by its place, and in lines what was assumed.
 
     base: None: a small model. given: files, each with the kind that it is said to be of, or "".
-    columns: of any of the files, by the names that a format expects. Raises RecipeError or
-    DataError if nothing can be made of the data.
+    columns: of any of the files, by the names that a format expects. labels: as `recognize` takes
+    them. Raises RecipeError or DataError if nothing can be made of the data.
     """
     files = list[DataFile]()
     for _, path in given:
@@ -587,7 +600,10 @@ def written(
     check_columns(columns, [first_row(path) for _, path in given])
     for kind, path in given:
         name = os.path.relpath(path.resolve(), folder.resolve())
-        files.append(recognize(path, name, kind, columns))
+        files.append(recognize(path, name, kind, columns, labels))
+    if labels and not any("labels" in file.keys for file in files):
+        help = f"as in {columns_help(TWO_ANSWERS, first_row(given[0][1]))}"
+        refuse("--labels: no file has labels of two answers", help)
     plan = planned(files)
     if plan.goal == "known-answers":
         plan = read_best(plan, base)
