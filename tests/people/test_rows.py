@@ -53,7 +53,7 @@ def test_answers_that_nobody_rated_leave_their_prompts(
     assert main(["check", str(write_recipe(tmp_path, {"kto": kto}, TINY))]) == 0
     text = "".join(capsys.readouterr())
     assert "2 conversations, 2 prompts\n" in text
-    assert text.count("labels.feedback: left out: flagged (1)\n") == 1
+    assert text.count("labels.feedback: left out: flagged (1: row 5)\n") == 1
     assert "kto: 2 left out (without_label): 'no thumb', 'tied'" in text
 
 
