@@ -7,9 +7,11 @@ decide which responses are kept, and those in tokens get measurements and advant
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
+from pathlib import Path
+from statistics import fmean, pstdev, stdev
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ from alignkit.data.group import (
     with_responses,
 )
 from alignkit.models.packing import Examples
+
+MOST_KINDS = 7  # kinds that metrics keep apart
 
 
 @dataclass(eq=False)
@@ -100,6 +104,8 @@ class Rollouts:
             if present.any():
                 reward = self.reward[present]
                 deviation = float(reward.std(correction=0))
+                parts = self.parts if len(self.parts) > 1 else ()
+                metrics |= by_prompt(self.scored, parts)
                 metrics |= {"reward": float(reward.mean()), "reward_std": deviation}
             metrics["unscored"] = int((~present).sum())
             for name, column in self.parts.items():
@@ -126,6 +132,36 @@ class Rollouts:
         for reason in filter(None, [verdict.reason for verdict in self.verdicts]):
             first.setdefault(reason.partition(":")[0], reason)
         return f"; reason: {'; '.join(first.values())}" if first else ""
+
+
+def by_prompt(groups: Sequence[Group], parts: Iterable[str]) -> dict[str, float]:
+    """Metrics whose unit is a prompt: how far the rewards of one prompt's responses differ, which is
+    what a policy learns from; the mean reward with its standard error; and if there are several
+    kinds of prompts, those of each, with the means of the reward's parts.
+
+    A prompt's kind is its column `kind`, or else the name of the file that it is from.
+    """
+    values, kinds = dict[str, list[float]](), set[str]()
+    for group in with_scores(groups):
+        file = group.origin.file if group.origin is not None else ""
+        kind = f"kind/{group.meta.get('kind') or Path(file).stem}/"
+        kinds.add(kind)
+        rewards = [response.reward for response in group.responses]
+        if len(rewards) > 1:
+            values.setdefault("reward_std_within", []).append(pstdev(rewards))
+        for start in ("", kind):
+            values.setdefault(f"{start}reward", []).append(fmean(rewards))
+        for name in parts:
+            scores = [response.scores[name] for response in group.responses]
+            if known := [score for score in scores if score is not None]:
+                values.setdefault(f"{kind}score/{name}", []).append(fmean(known))
+    metrics = dict[str, float]()
+    for name, own in sorted(values.items()):
+        if 1 < len(kinds) <= MOST_KINDS or not name.startswith("kind/"):
+            metrics[name] = fmean(own)
+            if name.rpartition("/")[2] == "reward" and len(own) > 1:
+                metrics[f"{name}_se"] = stdev(own) / math.sqrt(len(own))
+    return metrics
 
 
 def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list[Group]:

@@ -26,13 +26,13 @@ from alignkit import (
     RewardCombination,
     RunFailed,
 )
-from alignkit.data.group import responses_of
+from alignkit.data.group import Origin, responses_of
 from alignkit.errors import PluginError
 from alignkit.host.registry import Component, Registration
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.training.rewards import Rewards
-from alignkit.training.rollouts import Rollouts
+from alignkit.training.rollouts import Rollouts, by_prompt
 from alignkit_plugins.ai_feedback.rlaif import RLAIF
 from tests.by_hand import scored
 from tests.rows import write_recipe
@@ -117,6 +117,33 @@ def test_whitening_sees_all_that_has_a_score_and_the_penalty_comes_after_it() ->
     whole.keep_groups([False, True])  # a filter
     assert learned(whole) == (before[3:], [7.0]) and [group.id for group in whole.kept] == ["b"]
     assert learned(learn(combining(X, {"x": [2.0]}), GROUPS[1:], whiten=True)) == ([0.0], [2.0])
+
+
+def test_rewards_by_kind_of_prompt_have_prompts_as_their_unit() -> None:
+    """A prompt's kind is its column, or else its file; with one kind there is nothing to tell."""
+
+    def group(*rewards: float, x: float | None, **facts: Any) -> Group:
+        scores = [{"reward": reward, "x": x} for reward in rewards]
+        return Group(PROMPT, tuple(Response(scores={**one}) for one in scores), **facts)
+
+    groups = [
+        group(1.0, 3.0, x=2.0, meta={"kind": "harmful"}),
+        group(5.0, 5.0, x=3.0, meta={"kind": "harmful"}),
+        group(9.0, x=None, origin=Origin("data/ordinary.jsonl", 1)),
+    ]
+    found = by_prompt(groups, ["x"])
+    assert found == pytest.approx(
+        {
+            "reward": 16 / 3,
+            "reward_std_within": 0.5,
+            "reward_se": 3.51188458 / math.sqrt(3),
+            "kind/harmful/reward_se": 1.5,
+            "kind/harmful/reward": 3.5,
+            "kind/harmful/score/x": 2.5,
+            "kind/ordinary/reward": 9.0,
+        }
+    )
+    assert by_prompt(groups[2:], ["x"]) == {"reward": 9.0}
 
 
 def test_a_model_in_several_places_of_an_expression_scores_once() -> None:
