@@ -24,6 +24,7 @@ from alignkit_plugins.command_line.find import find_run
 from alignkit_plugins.compare import verdicts
 from alignkit_plugins.compare.rows import BASE_MODEL, COIN, rows_in
 from alignkit_plugins.report.data_card import left_out
+from alignkit_plugins.report.diagnosis import diagnosis
 from alignkit_plugins.report.figures import series_of
 from alignkit_plugins.report.history import read_object, starts_of, warnings_of
 from alignkit_plugins.report.samples import samples
@@ -170,6 +171,7 @@ class Stage:
             "summary": {} if self.evaluation else dict(self.summary),
             "learned": "".join(held_out.learned(self.summary, self.rows)[:1]),
             "weak": self._weak(),
+            "diagnosis": self._diagnosis(),
         }
 
     def _about(self) -> str:
@@ -197,6 +199,13 @@ class Stage:
             return f"{self.name} {text} {share} of its held-out pairs right."
         doubt, _, _ = held_out.doubt(self.summary, self.rows).partition(";")
         return f"{self.name}: {doubt}." if doubt else ""
+
+    def _diagnosis(self) -> list[str]:
+        """What its curves say is wrong; nothing of a step."""
+        if self.kind != "algorithm":
+            return []
+        options = mapping(mapping(self.written["algorithm"]).get(self.plugin))
+        return diagnosis(self.rows, options, self.summary)
 
     def data(self) -> Iterator[dict[str, Any]]:
         """The sources that it read."""

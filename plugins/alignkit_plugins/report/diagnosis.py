@@ -1,0 +1,215 @@
+"""Why a stage went wrong, by rules on its curves (docs/report.md). Nothing is said of a healthy one.
+
+Each rule looks at one cause, and returns a sentence that names it, with the numbers that show it
+and what to change.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise, takewhile
+from statistics import correlation, fmean
+from typing import Any, NamedTuple
+
+from alignkit_plugins.report.drawing import Line
+from alignkit_plugins.report.figures import NONE, lines_of
+from alignkit_plugins.text.readable import short
+
+SPENT = 0.02  # share of its peak below which a learning rate teaches nothing
+IDLE = 0.2  # share of the stage for which that may be so
+JUMP = 0.1  # nats per token by which an iteration moves the policy
+LEAP = 0.3  # the same, by the KL to the reference, which is noisier
+FAR = 0.5  # nats per token to the reference, as far as a policy goes that nothing holds
+UNMOVED = 0.02  # nats per response that a policy of a whole stage has moved
+BEGAN_APART = 0.1  # nats per response between policy and reference before the first update
+WITH_LENGTH = 0.8  # correlation of reward and length over iterations
+LONGER = 1.25  # lengths of the last part against the first
+CUT = 0.5  # share of truncated responses
+EQUAL = 0.02  # share of the rewards' deviation that is within prompts
+CLEAR = 2.5  # standard errors by which the reward of a kind of prompt falls
+TURNED, FLAT = 1.02, 0.99  # a held-out loss against its lowest; a loss against that at the start
+FEW, FEW_STEPS = 4, 20  # iterations, and steps, that show no trend
+
+
+class Course(NamedTuple):
+    """A stage as rules see it: the curves of its metrics, the options of its algorithm, as far as
+    the recipe names them, and its summary.
+    """
+
+    curves: Mapping[str, Line]
+    options: Mapping[str, Any]
+    summary: Mapping[str, Any]
+
+    def y(self, name: str) -> Sequence[float]:
+        return self.curves.get(name, NONE).y
+
+    def ends(self, name: str) -> tuple[float, float]:
+        """Means of the first and of the last third of a curve; without values 0."""
+        y = self.y(name) or [0.0]
+        part = max(1, len(y) // 3)
+        return fmean(y[:part]), fmean(y[-part:])
+
+    def gain(self, name: str = "reward") -> tuple[float, float]:
+        """The gain in a reward from the first third to the last, and its standard error."""
+        before, after = self.ends(name)
+        errors = self.y(f"{name}_se")
+        part = max(1, len(errors) // 3)
+        return after - before, math.hypot(*errors[:part], *errors[-part:]) / part
+
+
+def diagnosis(
+    rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any], summary: Mapping[str, Any]
+) -> list[str]:
+    """What is wrong with a training stage, the cause of most other trouble first. rows: of its
+    metrics.jsonl.
+    """
+    course = Course(lines_of(rows), options, summary)
+    found = list[str]()
+    for rule in RULES["response_tokens" in course.curves]:
+        found += rule(course)
+    return found
+
+
+def _rate_ran_out(course: Course) -> Iterator[str]:
+    x, rates, *_ = course.curves.get("learning_rate", NONE)
+    spent = [*takewhile(lambda rate: rate < SPENT * max(rates), reversed(rates))]
+    if len(spent) > IDLE * len(x) and len(x) >= FEW:
+        what, unit = "Learning is", "step"
+        if course.y("approx_kl"):
+            what, unit = "Clip fraction and KL of the updates are", "iteration"
+        yield (
+            f"{what} near 0 from {unit} {x[-len(spent)]:.0f} of {x[-1]:.0f} on, because the "
+            f"learning rate ran out: choose another lr_scheduler_type, or fewer {unit}s."
+        )
+
+
+def _rate_too_high(course: Course) -> Iterator[str]:
+    moved, far = max(course.y("approx_kl"), default=0.0), 0.0
+    for before, after in pairwise(course.y("kl")):
+        far = max(far, (after - before) / max(1.0, *course.y("response_tokens")))
+    if moved > JUMP or far > LEAP:
+        yield (
+            "The learning rate is too high: an iteration moved the policy by "
+            f"{max(moved, far):.2g} nats per token. Lower it."
+        )
+
+
+def _equal_rewards(course: Course) -> Iterator[str]:
+    within, every = course.y("reward_std_within"), course.y("reward_std")
+    if within and max(within) <= EQUAL * max(every, default=0.0):
+        yield (
+            "All answers to a prompt have the same reward, or almost, so there is little to learn "
+            "from: choose a reward that tells them apart, or other prompts."
+        )
+
+
+def _truncated(course: Course) -> Iterator[str]:
+    before, share = course.ends("truncated")
+    if share > CUT:
+        yield (
+            f"{share:.0%} of the answers are truncated at the end ({before:.0%} at the start), so "
+            "rewards are of unfinished texts: raise rollout.max_new_tokens, set "
+            "rollout.missing_eos_penalty, or begin with SFT."
+        )
+
+
+def _length(course: Course) -> Iterator[str]:
+    rewards, lengths = course.y("reward"), course.y("response_tokens")
+    before, after = course.ends("response_tokens")
+    if len(rewards) != len(lengths) or len(rewards) < FEW or course.gain()[0] <= 0:
+        return
+    if after > LONGER * before and (together := correlation(rewards, lengths)) > WITH_LENGTH:
+        yield (
+            f"The reward rises with the length of answers, from {before:.3g} to {after:.3g} tokens "
+            f"(correlation {together:.2f}): it may pay for length alone. Look at the samples, and "
+            "compare at equal length."
+        )
+
+
+def _no_penalty(course: Course) -> Iterator[str]:
+    known = course.y("kl_coefficient") or [course.options.get("kl_coefficient", 1)]
+    kl, tokens = course.ends("kl")[1], max(1.0, course.ends("response_tokens")[1])
+    if max(known) == 0 and kl > FAR * tokens:
+        yield (
+            f"Nothing holds the policy near its reference, and it is {kl:.3g} nats per response "
+            f"from it ({kl / tokens:.2g} per token): raise kl_coefficient."
+        )
+
+
+def _reference(course: Course) -> Iterator[str]:
+    kl = course.y("kl")
+    if kl and kl[0] > BEGAN_APART:
+        yield (
+            f"It began {kl[0]:.3g} nats per response from its reference, before it had learned "
+            "anything: 'reference' is not the policy that it begins with."
+        )
+
+
+def _kind_fell(course: Course) -> Iterator[str]:
+    if course.gain()[0] <= 0:
+        return
+    for name in fnmatch.filter(course.curves, "kind/*/reward"):
+        change, error = course.gain(name)
+        before, after = course.ends(name)
+        if change < -CLEAR * error < 0:
+            yield (
+                f"The reward of {name.split('/')[1]} fell from {before:.3g} to {after:.3g}, while "
+                "the mean reward rose: one kind of prompt pays for the other. Give it more weight."
+            )
+
+
+def _nothing_learned(course: Course) -> Iterator[str]:
+    gain, error = course.gain()
+    if len(course.y("reward_se")) < FEW or any(_equal_rewards(course)):
+        return
+    moved = max(course.y("kl") or [math.inf])
+    if moved < UNMOVED:
+        yield (
+            f"The policy moved only {moved:.2g} nats from its reference: raise learning_rate, or "
+            "train for more iterations."
+        )
+    elif abs(gain) < error:
+        yield (
+            f"The samples are too few to say that it learned: the reward moved by {gain:+.2g}, and "
+            f"the standard error of that is {error:.2g}. Raise prompts_per_iteration, "
+            "rollout.samples_per_prompt or iterations."
+        )
+
+
+def _turned(course: Course) -> Iterator[str]:
+    x, losses, *_ = course.curves.get("validation/loss", NONE)
+    if losses and losses[-1] > TURNED * min(losses) and "best_epoch" not in course.summary:
+        best = x[losses.index(min(losses))]
+        yield (
+            f"The held-out loss was lowest at step {best:.0f} ({short(min(losses))}) and is "
+            f"{short(losses[-1])} at the end: it learns its training data by heart. Lower epochs "
+            "or learning_rate."
+        )
+
+
+def _loss(course: Course) -> Iterator[str]:
+    before, after = course.ends("loss")
+    if len(course.y("loss")) >= FEW_STEPS and after >= FLAT * before:
+        yield (
+            f"The loss did not fall, from {short(before)} to {short(after)}: raise learning_rate, "
+            "or lower it if the loss rose, or check what the data say to learn."
+        )
+
+
+# By whether a stage samples
+RULES: Mapping[bool, Sequence[Callable[[Course], Iterator[str]]]] = {
+    True: (
+        _equal_rewards,
+        _rate_too_high,
+        _rate_ran_out,
+        _reference,
+        _truncated,
+        _length,
+        _no_penalty,
+        _kind_fell,
+        _nothing_learned,
+    ),
+    False: (_rate_ran_out, _turned, _loss),
+}

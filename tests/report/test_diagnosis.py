@@ -1,0 +1,186 @@
+"""Diagnosis: each cause is named by what it does to the curves, and a healthy stage has none."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import alignkit
+from alignkit_plugins.report.diagnosis import diagnosis
+from alignkit_plugins.report.facts import facts_of
+from tests.rows import write_rows
+
+HEALTHY = """
+reward: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+reward_se: [0.05, 0.05, 0.05, 0.05, 0.05, 0.05]
+reward_std: [0.2, 0.2, 0.2, 0.2, 0.2, 0.2]
+reward_std_within: [0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+response_tokens: [20, 19, 21, 20, 19, 21]
+truncated: [0.3, 0.2, 0.1, 0.2, 0.1, 0.1]
+kl: [0, 0.5, 1, 1.5, 2, 2.5]
+clip_fraction: [0.1, 0.1, 0.05, 0.02, 0, 0]
+approx_kl: [0.02, 0.01, 0.01, 0.01, 0, 0]
+learning_rate: [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+kind/a/reward: [0, 0.2, 0.4, 0.6, 0.8, 1]
+kind/a/reward_se: [0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+kind/b/reward: [0.4, 0.1, 0.3, 0.2, 0.2, 0.2]
+kind/b/reward_se: [0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+"""
+# Curves that differ from healthy ones, options, and the beginning of what is said; `-`: nothing
+RULES = """
+{}                                            | {} | -
+{learning_rate: [1, 1, 1, 0.01, 0, 0]}        | {} | Clip fraction and KL of the updates are near 0 from iteration 4
+{learning_rate: [1, 1, 1, 1, 1, 0]}           | {} | -
+{approx_kl: [0.4, 0, 0, 0, 0, 0]}             | {} | The learning rate is too high: an iteration moved
+{kl: [0, 8, 8, 8, 8, 8]}                      | {} | The learning rate is too high: an iteration moved
+{reward_std_within: [0, 0, 0, 0, 0, 0]}       | {} | All answers to a prompt have the same reward
+{reward_std_within: [0, 0, 0, 0, 0, 0.1]}     | {} | -
+{truncated: [0.1, 0.2, 0.4, 0.6, 0.6, 0.6]}   | {} | 60% of the answers are truncated at the end (15% at the start)
+{response_tokens: [10, 11, 12, 13, 14, 15]}   | {} | The reward rises with the length of answers, from 10.5 to 14.5
+{response_tokens: [10, 20, 12, 19, 9, 21]}    | {} | -
+{response_tokens: [15, 14, 13, 12, 11, 10]}   | {} | -
+{kl: [0, 3, 6, 9, 12, 14]}                    | {kl_coefficient: 0} | Nothing holds the policy near its reference
+{kl: [0, 3, 6, 9, 12, 14]}                    | {kl_coefficient: 0.1} | -
+{kl: [0, 3, 6, 9, 12, 14], kl_coefficient: [0, 0, 0, 0, 0, 0]} | {} | Nothing holds the policy near its reference
+{kl: [0, 3, 6, 9, 12, 14]}                    | {} | -
+{kl: [3, 3.1, 3.2, 3.3, 3.4, 3.5]}            | {} | It began 3 nats per response from its reference
+{kind/b/reward: [0.8, 0.8, 0.5, 0.4, 0.1, 0.1]} | {} | The reward of b fell from 0.8 to 0.1
+{kind/b/reward: [0.8, 0.8, 0.5, 0.4, 0.6, 0.6]} | {} | -
+{reward: [0.1, 0.15, 0.1, 0.12, 0.1, 0.13]}   | {} | The samples are too few to say that it learned
+{kl: [0, 0.001, 0.01, 0.01, 0.01, 0.01]}      | {} | The policy moved only 0.01 nats
+"""
+OFFLINE = """
+{loss: [2, 2, 1, 1]}                           | -
+{loss: [2, 2, 2, 2]}                           | The loss did not fall, from 2 to 2
+{loss: [2, 2, 9, 9]}                           | The loss did not fall, from 2 to 9
+{loss: [2, 2, 1, 1], validation/loss: [2, 1, 1.1, 1.2]} | The held-out loss was lowest at step 6 (1)
+{loss: [2, 2, 1, 1], learning_rate: [1, 1, 0, 0]}       | Learning is near 0 from step 11 of 20 on
+"""
+
+
+def lines(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")] for line in table.strip().splitlines()]
+
+
+def matches(found: list[str], wanted: str) -> bool:
+    return [text[: len(wanted)] for text in found] == [wanted] * (wanted != "-")
+
+
+@pytest.mark.parametrize(("changes", "options", "wanted"), lines(RULES))
+def test_each_cause_is_named_by_what_it_does(changes: str, options: str, wanted: str) -> None:
+    curves = {**yaml.safe_load(HEALTHY), **yaml.safe_load(changes)}
+    rows = [{"step": at + 1, **{name: y[at] for name, y in curves.items()}} for at in range(6)]
+    found = diagnosis(rows, yaml.safe_load(options), {})
+    assert matches(found, wanted), found
+
+
+@pytest.mark.parametrize(("changes", "wanted"), lines(OFFLINE))
+def test_so_are_those_of_stages_that_sample_nothing(changes: str, wanted: str) -> None:
+    rows = list[dict[str, Any]]()
+    for at in range(20):
+        row = {name: y[at // 5] for name, y in yaml.safe_load(changes).items()}
+        rows.append({"step": at + 1, **row})
+    found = diagnosis(rows, {}, {})
+    assert matches(found, wanted), found
+    if "held-out" in wanted:
+        assert diagnosis(rows, {}, {"best_epoch": 2}) == []
+
+
+# What tiny models learn
+
+PARTS = "abcdefghijklmnop"
+RECIPE = """
+name: planted
+model: {base: tiny, dtype: float32, lora: {r: 8, lora_alpha: 16}}
+stages:
+  sft: {algorithm: sft, data: demos.jsonl, validation: held_out.jsonl, learning_rate: 1e-2, epochs: 2, batch_size: 4}
+  align:
+    algorithm: grpo
+    from: base
+    prompts: prompts.jsonl
+    reward: &reward {python: {path: FILE, function: vowels}}
+    rollout: {samples_per_prompt: 8, max_new_tokens: 16, stop: [e, s]}
+    iterations: 10
+    prompts_per_iteration: 8
+    batch_size: 16
+    learning_rate: 3e-3
+"""
+
+
+def vowels(completions: list[str], **columns: Any) -> list[float]:
+    return [sum(letter in "aeiou" for letter in text) / max(1, len(text)) for text in completions]
+
+
+def same(completions: list[str], **columns: Any) -> list[float]:
+    return [1.0 for _ in completions]
+
+
+def long(completions: list[str], **columns: Any) -> list[float]:
+    return [len(text) / 20 for text in completions]
+
+
+def opposed(completions: list[str], kind: list[str], **columns: Any) -> list[float]:
+    """Vowels please one kind of prompt and displease the other."""
+    signs = [{"one": 1.0, "two": -0.5}[each] for each in kind]
+    return [sign * share for sign, share in zip(signs, vowels(completions), strict=True)]
+
+
+# What goes wrong, in words of the diagnosis, or `-`, and how: overrides of the recipe, `a.` for `stages.align.`
+PLANTED = """
+too high              | a.learning_rate=0.1
+too high              | a.learning_rate=0.1 a.algorithm=ppo seed=1
+too high              | a.learning_rate=0.1 a.algorithm=rloo
+ran out               | a.lr_scheduler_type={polynomial:{power:6}}
+ran out               | a.lr_scheduler_type={polynomial:{power:8}} a.algorithm=ppo seed=1
+rises with the length | a.reward.python.function=long a.rollout.max_new_tokens=64
+rises with the length | a.reward.python.function=long a.rollout.max_new_tokens=64 a.algorithm=rloo seed=1
+same reward           | a.reward.python.function=same
+same reward           | a.reward.python.function=same a.algorithm=ppo seed=1
+too few               | a.prompts_per_iteration=2 a.rollout.samples_per_prompt=2
+too few               | a.prompts_per_iteration=2 a.rollout.samples_per_prompt=2 a.algorithm=rloo
+moved only            | a.learning_rate=1e-6
+Nothing holds         | a.algorithm={grpo:{kl_coefficient:0}} a.learning_rate=1e-2 a.iterations=16
+Nothing holds         | a.algorithm={ppo:{kl_coefficient:0}} a.learning_rate=1e-2 a.iterations=16 seed=1
+truncated             | a.rollout.stop=[]
+truncated             | a.rollout.stop=[] a.algorithm=rejection_sampling seed=1
+reference             | a.from=sft a.reference=base
+reference             | a.from=sft a.reference=base a.algorithm=ppo seed=1
+pays for the other    | a.reward.python.function=opposed
+pays for the other    | a.reward.python.function=opposed a.algorithm=rloo seed=1
+by heart              | stages.sft.epochs=12 a.iterations=1
+did not fall          | stages.sft.learning_rate=1e-8 a.iterations=1
+-                     |
+-                     | seed=1
+-                     | seed=2
+-                     | a.algorithm=rloo
+-                     | a.algorithm=rloo seed=1
+-                     | a.algorithm={ppo:{group_baseline:true}}
+-                     | a.algorithm={ppo:{group_baseline:true}} seed=1
+-                     | a.algorithm=rejection_sampling
+-                     | a.algorithm=rejection_sampling seed=1
+-                     | a.algorithm={reinforce_pp:{group_baseline:true}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("wanted", "overrides"), lines(PLANTED))
+def test_planted_causes_are_named_and_healthy_stages_have_none(
+    wanted: str, overrides: str, tmp_path: Path
+) -> None:
+    demos = [{"prompt": f"say {a} {b}", "completion": f"{b} {a}s"} for a in PARTS for b in "abc"]
+    write_rows(tmp_path / "demos.jsonl", demos[::2])
+    write_rows(tmp_path / "held_out.jsonl", demos[1::2])
+    kinds = (("one", "bread"), ("two", "friend"))
+    rows = [{"prompt": f"{word} {a}", "kind": kind} for kind, word in kinds for a in PARTS]
+    write_rows(tmp_path / "prompts.jsonl", rows)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("FILE", __file__), encoding="utf-8")
+    changes = dict[str, Any]()
+    for change in overrides.split():
+        key, _, value = change.replace("a.", "stages.align.", 1).partition("=")
+        changes[key] = yaml.safe_load(value.replace(":", ": "))
+    with contextlib.suppress(alignkit.RunFailed):  # with the same reward everywhere
+        alignkit.run(tmp_path / "recipe.yaml", changes, tmp_path / "run")
+    found = [text for stage in facts_of(tmp_path / "run")["stages"] for text in stage["diagnosis"]]
+    assert any(wanted in text for text in found) or (wanted == "-" and not found), found
