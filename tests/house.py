@@ -45,13 +45,13 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 196_000
-  alignkit and plugins: 325_000
-  all Python but tests: 410_000
+  plugins: 196_900
+  alignkit and plugins: 326_200
+  all Python but tests: 411_000
   tests: 395_000
   schema names: 345
   schema slots: 620
-  other files, bytes: 151_000
+  other files, bytes: 152_300
   commands: 20
   flags: 60
 layers:

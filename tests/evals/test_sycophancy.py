@@ -123,7 +123,7 @@ firm right after the opinion |  | 1 0.6791 1 10 |  |  | 0
 def test_each_share_has_its_own_denominator_and_differences_are_paired(tmp_path: Path) -> None:
     artifact = run(tmp_path, policies=["late", "weak"])
     assert lines(artifact.summary or {}) == NUMBERS.strip().splitlines()
-    assert "of right answers    +50% [-26, 93]" in said(artifact)
+    assert "of right answers    +50 points [-26, 93]" in said(artifact)
     groups = list(read_groups(tmp_path / "out" / "answers.jsonl"))
     answers = {response.source: response for response in groups[0].responses}
     assert len(groups) == 10 and answers[f"weak, {LED}"].text == "opinion 0"

@@ -135,27 +135,22 @@ too high              | a.learning_rate=0.1 a.algorithm=rloo
 ran out               | a.lr_scheduler_type={polynomial:{power:6}}
 ran out               | a.lr_scheduler_type={polynomial:{power:8}} a.algorithm=ppo seed=1
 rises with the length | a.reward.python.function=long a.rollout.max_new_tokens=64
-rises with the length | a.reward.python.function=long a.rollout.max_new_tokens=64 a.algorithm=rloo seed=1
 same reward           | a.reward.python.function=same
 same reward           | a.reward.python.function=same a.algorithm=ppo seed=1
 too few               | a.prompts_per_iteration=2 a.rollout.samples_per_prompt=2
 too few               | a.prompts_per_iteration=2 a.rollout.samples_per_prompt=2 a.algorithm=rloo
-moved only            | a.learning_rate=1e-6
-Nothing holds         | a.algorithm={grpo:{kl_coefficient:0}} a.learning_rate=1e-2 a.iterations=16
-Nothing holds         | a.algorithm={ppo:{kl_coefficient:0}} a.learning_rate=1e-2 a.iterations=16 seed=1
+moved only            | a.learning_rate=0.000001
+Nothing holds         | a.algorithm={grpo:{kl_coefficient:0}} a.learning_rate=0.01 a.iterations=16
+Nothing holds         | a.algorithm={ppo:{kl_coefficient:0}} a.learning_rate=0.01 a.iterations=16 seed=1
 truncated             | a.rollout.stop=[]
 truncated             | a.rollout.stop=[] a.algorithm=rejection_sampling seed=1
 reference             | a.from=sft a.reference=base
 reference             | a.from=sft a.reference=base a.algorithm=ppo seed=1
-pays for the other    | a.reward.python.function=opposed
-pays for the other    | a.reward.python.function=opposed a.algorithm=rloo seed=1
-by heart              | stages.sft.epochs=12 a.iterations=1
-did not fall          | stages.sft.learning_rate=1e-8 a.iterations=1
+did not fall          | stages.sft.learning_rate=0.00000001 a.iterations=1
 -                     |
 -                     | seed=1
 -                     | seed=2
 -                     | a.algorithm=rloo
--                     | a.algorithm=rloo seed=1
 -                     | a.algorithm={ppo:{group_baseline:true}}
 -                     | a.algorithm={ppo:{group_baseline:true}} seed=1
 -                     | a.algorithm=rejection_sampling

@@ -58,6 +58,7 @@ stages:
     bad_rows: ['demos.jsonl:7: no prompt', 'demos.jsonl:9: no text']
   learned: ''
   weak: ''
+  diagnosis: []
 - name: labels
   kind: step
   plugin: judge_pairs
@@ -73,6 +74,7 @@ stages:
     agreement: null
   learned: ''
   weak: ''
+  diagnosis: []
 - name: align
   kind: algorithm
   plugin: ppo
@@ -90,6 +92,7 @@ stages:
   summary: {}
   learned: reward 1.91 -> 3.11 on the prompts that it learned from
   weak: ''
+  diagnosis: []
 - name: report
   kind: step
   plugin: evaluate
@@ -101,6 +104,7 @@ stages:
   summary: {}
   learned: ''
   weak: ''
+  diagnosis: []
 cells: []
 data:
 - stage: sft

@@ -11,6 +11,7 @@ from made import HOSTILE, align_rows, make_run, sft_rows
 from alignkit_plugins.report import drawing, figures
 from alignkit_plugins.report.drawing import Line, Point
 from alignkit_plugins.report.facts import facts_of
+from tests.rows import write_rows
 
 # Values, and what stands at the scale: a few round numbers, also of what never changes
 SCALES: list[tuple[list[float], list[str]]] = [
@@ -33,6 +34,8 @@ LINES = [
     (CURVE._replace(joined=False), (0, 0, 3)),
     (CURVE._replace(band=[(0, 1), (0, 2), (1, 3)]), (2, 1, 3)),
     (Line(range(13), range(13)), (1, 0, 0)),
+    (Line(range(41), range(41)), (2, 0, 0)),  # noisy, perhaps: smoothed, with what it was behind
+    (Line([1, 2], [0, 1]), (0, 0, 2)),
 ]
 
 
@@ -42,6 +45,12 @@ def test_a_curve_has_a_band_and_few_values_are_dots(line: Line, counts: Any) -> 
     found = (body.count("<path") / 2, body.count('"band c0'), body.count("<circle") / 2)
     assert found == counts and "c1" in body and ">a namea" in body
     assert ">ppo<" not in drawing.curves({"ppo": line, "other": line}, "step", False).body
+
+
+def test_the_mean_of_neighbors_keeps_a_trend_and_few_values() -> None:
+    up_and_down = [at + (-1) ** at for at in range(60)]
+    assert drawing.smoothed(up_and_down)[10:13] == pytest.approx([10, 11, 12], abs=0.2)
+    assert drawing.smoothed(up_and_down[:40]) == up_and_down[:40]
 
 
 def test_a_row_has_its_interval_and_its_seeds() -> None:
@@ -55,6 +64,10 @@ def test_a_row_has_its_interval_and_its_seeds() -> None:
     bars = drawing.rows({"sft": Point(4, 3, 5)}, bars=True).body
     (bar,) = re.findall(r'"bar" x1="([\d.]+)%" x2="([\d.]+)%"', bars)
     assert bar == ("4.545", "77.27")
+    # A long name stands above its row, which then has the whole width
+    long = drawing.rows({"x" * 25: Point(4, 3, 5), "sft": Point(4, 3, 5)})
+    assert long.left == 8 and long.height == drawn.height + 2 * drawing.LINE
+    assert re.findall(r'x="0" y="([\d.]+)">', long.body) == ["19.0", "55.0"]
 
 
 def test_a_plane_has_intervals_in_both_directions() -> None:
@@ -83,7 +96,7 @@ def test_a_reader_of_ppo_sees_the_length_below_the_reward(tmp_path: Path) -> Non
     run = make_run(tmp_path / "run", {"align": rows})
     drawn = figures.figures_of(facts_of(run))["align"]
     assert [one.title for one in drawn[:2]] == ["Reward", "Response length, tokens"]
-    assert len(drawn) == 9 and ">iteration<" in drawn[0].drawing.body
+    assert len(drawn) == 10 and ">iteration<" in drawn[0].drawing.body
 
 
 def test_figures_are_byte_identical_and_described(tmp_path: Path) -> None:
@@ -119,16 +132,43 @@ def gold_rows(*golds: float) -> list[dict[str, float]]:
 
 
 def test_gold_and_reward_are_gains_in_their_own_deviations() -> None:
-    (drawn,) = figures.gold("align", gold_rows(1.0, 1.5, 2.0, 1.25))
-    assert drawn.title == figures.GOLD
+    (drawn,) = figures.reward_by_kl("align", gold_rows(1.0, 1.5, 2.0, 1.25))
+    assert drawn.title == "Reward and gold against KL"
     assert drawn.words.endswith("; reward from 0 to 1.5, gold from 0 to 0.5")
     assert drawn.note == "gold was highest in iteration 3"
 
 
 def test_two_points_of_gold_are_too_few() -> None:
     rows = gold_rows(1.0, 1.5, 2.0)
-    assert figures.gold("align", rows)
+    assert figures.reward_by_kl("align", rows)
     del rows[1]["gold"]
-    assert figures.gold("align", rows) == []
+    assert figures.reward_by_kl("align", rows) == []
     same = [row | {"kl": 1.0} for row in gold_rows(1.0, 1.5, 2.0)]
-    assert figures.gold("align", same) == []
+    assert figures.reward_by_kl("align", same) == []
+
+
+def test_rewards_by_kind_have_a_line_each_and_the_band_of_their_error(tmp_path: Path) -> None:
+    rows = [
+        {f"kind/{kind}/{key}": at for kind in ("harmful_prompts", "b") for key in KEYS}
+        for at in range(3)
+    ]
+    found = {one.title: one for one in figures.of_stage("align", {"": figures.lines_of(rows)})}
+    reward = found["Reward by kind of prompt"]
+    assert reward.words.endswith("harmful prompts from 0 to 2, b from 0 to 2")
+    assert reward.drawing.body.count('"band') == 2
+    assert "; harmful prompts: safety from" in found["Scores by kind of prompt"].words
+
+
+KEYS = ("reward", "reward_se", "score/safety")
+
+
+def test_a_histogram_has_the_first_samples_and_the_last(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number:04d}.jsonl" for number in (1, 2, 3)]
+    for file, rewards in zip(files, ([0.0, 12.0], [50.0], [12.0, None]), strict=True):
+        write_rows(file, [{"responses": [{"scores": {"reward": one}} for one in rewards]}])
+    (drawn,) = figures.histogram("align", files)
+    assert drawn.words.endswith("iteration 1 has mean 6, iteration 3 has mean 12")
+    assert drawn.drawing.body.count("<path") == 2 and ">50<" not in drawn.drawing.body
+    assert figures.histogram("align", files[1:]) and not figures.histogram("align", files[:1])
+    write_rows(files[0], [{"responses": [{"scores": {"reward": 12.0}}]}])
+    assert figures.histogram("align", files) == []  # they never differ

@@ -2,13 +2,15 @@
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from made import make_run
 
 from alignkit.io.text import BIDI
-from alignkit_plugins.report.document import page
+from alignkit_plugins.compare.rows import Row
+from alignkit_plugins.report.document import before_and_after, page
 from alignkit_plugins.report.facts import facts_of
 from alignkit_plugins.servers.page import breakable
 from tests.pages import Reader
@@ -21,9 +23,11 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 ORDER = """
-align is better than sft
-Worse: local_judge (trained on it)
+Mixed: align is better than sft
+better, +1.095 [1.067, 1.123]
 preferred to sft by local_judge
+worse, 31% [22, 40]
+at 95% for all 2 comparisons together
 alignkit chat 
 are training data
 The largest gain
@@ -162,7 +166,7 @@ def test_long_names_break_in_tables_and_titles(tmp_path: Path) -> None:
     assert '<th scope="row">a_stage_with_<wbr>a_name_that_<wbr>is_long</th>' in text
     assert "<h1>a_stage_with_<wbr>a_name" in text
     assert text.count(note) == 1
-    assert "The verdict on other policies: other</summary>" in text
+    assert "1 more: other against sft</summary>" in text
     assert "<title>a_stage_with_a_name_that_is_long" in text
 
 
@@ -177,3 +181,26 @@ def test_a_run_that_failed_does_not_blame_the_recipe_for_the_missing_verdict(
     assert "No finished stage compares" in page(
         {**facts_of(make_run(tmp_path / "run")), "verdicts": []}
     )
+
+
+# Shares before and after, prompts won, lost and tied, whether lower is better, and the counts shown
+YES = """
+    0.5 0.6 | 3/2/5  | false | 3 kept, 2 lost, 3 gained, 2 neither
+    0.5 0.6 | 2/3/5  | true  | 3 kept, 2 lost, 3 gained, 2 neither
+    0.5 0.6 | 4/2/4  | false | nothing: it is no yes or no
+"""
+
+
+@pytest.mark.parametrize(("shares", "counts", "lower", "shown"), cells(YES))
+def test_what_passes_is_counted_before_and_after(
+    shares: str, counts: str, lower: str, shown: str
+) -> None:
+    was, now = ({"mean": float(share)} for share in shares.split())
+    before, after = (
+        Row(name, "right", "metric", share, percent=True)
+        for name, share in (("sft", was), ("ppo", now))
+    )
+    after = replace(after, baseline="sft", counts=counts, lower=lower == "true")
+    found = before_and_after(after, [before, after])
+    rows = [cell for table in found for row in table.rows for cell in row[1:]]
+    assert ", ".join(rows) == shown or (not rows and "nothing" in shown)

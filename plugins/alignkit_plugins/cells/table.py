@@ -182,7 +182,6 @@ def apart(
         for row in compared(own, baseline, names):
             if row.difference:
                 text = estimate_text(row.difference, sign=True, percent=row.percent)
-                text = text.replace("%", " points")
                 yield f"{row.policy} against {baseline}: {text} in {metric}, not adjusted"
 
 

@@ -43,7 +43,7 @@ def table(
         metric = f"{row.metric}{LOWER}" if row.lower else row.metric
         text = cell(row, differences)
         ends = row.difference if differences else row.estimate
-        if row.metric in known and "low" in ends and text[-1] in "0123456789%":
+        if row.metric in known and "low" in ends and text[-1] in "0123456789%s":  # as in `points`
             text += UNKNOWN
         line, column = (metric, row.policy) if lines == "metric" else (row.policy, metric)
         cells.setdefault(line, {})[column] = text

@@ -51,7 +51,7 @@ class PolicyVerdict:
     responses; `mixed`, if it gained and is clearly worse by another one, or than the base model;
     `gained by its own reward`, if it learned from all of them; `gained, not verified`, if it is not
     known what it learned from; or `unknown` without scores. metric: of the first sentence, which says
-    what decides.
+    what decides. of_others: the sentences that only say how it does by each other metric.
     """
 
     policy: str
@@ -59,6 +59,7 @@ class PolicyVerdict:
     metric: str
     outcome: str
     sentences: Sequence[str]
+    of_others: Sequence[str] = ()
 
 
 def verdicts(rows: Sequence[Row]) -> list[PolicyVerdict]:
@@ -90,7 +91,7 @@ def _verdict(rows: Sequence[Row], policy: str) -> PolicyVerdict:
         first = min(sides[-1], key=lambda row: row.p or 0.0)
         sides[-1].remove(first)
         sides[0].insert(0, head)
-    sentences = [_headline(first, rows)]
+    sentences, of_others = [_headline(first, rows)], list[str]()
     if head.clear == 1:
         outcome = GAINS[head.trained_on]
         if head.trained_on is not False:
@@ -116,6 +117,8 @@ def _verdict(rows: Sequence[Row], policy: str) -> PolicyVerdict:
     ):
         if others:
             sentences.append(f"{what}: {'; '.join(_difference(row, rows) for row in others)}.")
+            if others is not below:
+                of_others.append(sentences[-1])
     for row in against:
         if row.margin:
             margin = f"{100 * row.margin:g} points" if row.percent else f"{row.margin:g}"
@@ -127,7 +130,8 @@ def _verdict(rows: Sequence[Row], policy: str) -> PolicyVerdict:
         unclear.append(_difference(row, rows) if shown else row.metric)
     if unclear:
         sentences.append(f"No clear difference in {'; '.join(unclear)}.")
-    return PolicyVerdict(policy, head.baseline, first.metric, outcome, sentences)
+        of_others.append(sentences[-1])
+    return PolicyVerdict(policy, head.baseline, first.metric, outcome, sentences, of_others)
 
 
 def _of_length(rows: Sequence[Row], policy: str) -> str:
@@ -170,7 +174,7 @@ def _difference(row: Row, rows: Sequence[Row]) -> str:
         name += " (lower is better)"
     if row.trained_on:
         name += " (trained on it)"
-    text = f"{name}, {difference.replace('%', ' points')}"
+    text = f"{name}, {difference}"
     if row.kind == "judge":
         text = f"{name}, which prefers it in {estimate_text(row.estimate, percent=True)} of comparisons"
     if row.p is not None and bool(row.clear) != row.excludes_zero:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from alignkit.contract.report import Report, Table
 from alignkit_plugins.ai_feedback.judge_card import sentence
 from alignkit_plugins.cells.earlier import evaluated
-from alignkit_plugins.compare.rows import Row, main_rows, rows_in
+from alignkit_plugins.compare.rows import RATED, Row, main_rows, rows_in
 from alignkit_plugins.compare.tables import cell, details, over, table
 from alignkit_plugins.compare.verdicts import GAINS
 from alignkit_plugins.people import agreement
@@ -35,8 +36,10 @@ def page(facts: Mapping[str, Any] | None, cells: Mapping[str, Any] | None = None
     for stage in facts["stages"]:
         name, words = stage["name"], stage_words(stage["plugin"])
         titles[name] = words if name in (stage["plugin"], "report") else f"{words}: {name}"
+    first = _first_screen(facts, rows)
     for item in facts["evaluations"]:
-        evaluations.append(_evaluation(facts, item, rows[item["stage"]]))
+        drawn = bool(first["plot"]) and item["stage"] == first["last"]["stage"]
+        evaluations.append(_evaluation(facts, item, rows[item["stage"]], drawn))
     for item in facts["reports"]:
         if item["stage"] not in rows:
             others.append((item["stage"], Report.restored(item["blocks"]).blocks))
@@ -44,7 +47,7 @@ def page(facts: Mapping[str, Any] | None, cells: Mapping[str, Any] | None = None
     return environment.get_template("report.html.j2").render(
         facts=facts,
         cells=cells,
-        first=_first_screen(facts, rows),
+        first=first,
         evaluations=evaluations,
         others=others,
         figures=figures_of(facts),
@@ -54,9 +57,11 @@ def page(facts: Mapping[str, Any] | None, cells: Mapping[str, Any] | None = None
 
 
 def _evaluation(
-    facts: Mapping[str, Any], item: Mapping[str, Any], rows: Sequence[Row]
+    facts: Mapping[str, Any], item: Mapping[str, Any], rows: Sequence[Row], drawn: bool
 ) -> dict[str, Any]:
-    """What the page says of an evaluation. rows: with those of earlier results."""
+    """What the page says of an evaluation. rows: with those of earlier results. drawn: whether
+    charts show what is rated, which no table repeats.
+    """
     evaluation, notes, compared = item["evaluation"], list[str](), [rows]
     for note in evaluation.get("notes") or ():
         if not note.startswith("warning: "):
@@ -67,10 +72,11 @@ def _evaluation(
             notes += one["notes"]
     for name, card in mapping(evaluation.get("judge_cards")).items():
         notes.append(sentence(name, card))
+    shown = [row for row in main_rows(rows) if not (drawn and row.kind in RATED)]
     return {
         "stage": item["stage"],
         "notes": notes,
-        "means": table(main_rows(rows), over(evaluation)),
+        "means": table(shown, over(evaluation)),
         "compared": compared,
         "details": details(rows),
     }
@@ -98,15 +104,58 @@ def _people(people: Sequence[Mapping[str, Any]]) -> list[tuple[str, Table]]:
 
 def _first_screen(facts: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """What the page begins with: the last verdict, a prompt that shows what it says, and charts."""
-    none = {"stage": "".join([*rows][-1:]), "policy": "", "outcome": ""}
+    none = {"stage": "".join([*rows][-1:]), "policy": "", "baseline": "", "outcome": ""}
     last = [none, *facts["verdicts"]][-1]
-    mine = main_rows(rows.get(last["stage"], []))
+    every, note, tables = rows.get(last["stage"], []), "", list[Table]()
+    mine = main_rows(every)
     result = last["policy"] or "".join([row.policy for row in mine][-1:])
+    for one in facts["cells"]:
+        if (one["stage"], one["against"]) == (last["stage"], last["baseline"]):
+            every = rows_in(one)  # rows of a comparison with an earlier result
+    marks = list[Row]()
+    for row in main_rows(every):
+        if row.counts and (row.policy, row.baseline) == (result, last["baseline"]):
+            marks.append(row)
+    for item in facts["evaluations"]:
+        if item["stage"] == last["stage"]:
+            note = f"{over(item['evaluation']).capitalize()}."
+    sample = chosen(facts, last)
+    for row in marks:
+        if sample and row.metric == sample["reward"]:
+            tables += before_and_after(row, every)
+    if marks:
+        tested = sum(row.p is not None for row in every)
+        note += f" Marks: against {last['baseline']}, at 95% for all {tested} comparisons together."
     return {
         "last": last,
-        "sample": chosen(facts, last),
-        "plot": intervals(mine, result),
+        "sample": sample,
+        "plot": intervals(mine, result, compared=marks),
+        "note": note,
+        "tables": tables,
     }
+
+
+def before_and_after(after: Row, rows: Sequence[Row]) -> list[Table]:
+    """How many prompts have a yes before and after, by a metric that is yes or no for each; none by
+    another one.
+    """
+    gained, lost, tied = map(int, after.counts.split("/"))
+    if after.lower:
+        gained, lost = lost, gained
+    count = gained + lost + tied
+    yes = count * (after.estimate.get("mean") or 0.0)
+    kept = round(yes) - gained
+    for row in rows:
+        if (row.policy, row.metric) == (after.baseline, after.metric) and after.percent:
+            was = count * (row.estimate.get("mean") or 0.0)
+            if math.isclose(yes, kept + gained) and math.isclose(was, kept + lost):
+                lines = [
+                    [f"{row.policy}: yes", f"{kept} kept", f"{lost} lost"],
+                    [f"{row.policy}: no", f"{gained} gained", f"{tied - kept} neither"],
+                ]
+                heads = ["", f"{after.policy}: yes", f"{after.policy}: no"]
+                return [Table(f"{row.metric}, by prompt", heads, lines)]
+    return []
 
 
 def chosen(facts: Mapping[str, Any], verdict: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from alignkit.io.text import printable
@@ -22,7 +23,9 @@ CSS = Path(__file__).with_name("drawing.css").read_text("utf-8")
 HEIGHT, LINE, CHARACTER = 110, 18, 6.6  # pixels: of curves, a line of text, a character
 LEFT, TOP = 46, 6  # pixels around a plot
 LABEL = 40  # characters of a name
+SHORT = 24  # characters of a name that leave room for its row on a phone
 DOTTED = 12  # values of a curve that are dots
+NOISY = 40  # values of a curve that is smoothed
 COLORS = 7  # how many lines have
 GRID = 1000  # steps of a curve from left to right
 SMALLEST = 1e-12  # range of values that differ
@@ -148,9 +151,12 @@ def curves(lines: Mapping[str, Line], label: str, key: bool = True) -> Drawing:
         if line.band:
             lows, highs = zip(*line.band, strict=True)
             plot.curve(f"band {style}", [*line.x, *line.x[::-1]], [*lows, *highs[::-1]])
-        if line.x and line.joined:
-            plot.curve(style, line.x, line.y)
-        if not line.joined or len(line.x) <= DOTTED:
+        joined = line.joined and len(line.x) > 2
+        if joined and len(line.x) > NOISY:
+            plot.curve(f"raw {style}", line.x, line.y)
+        if joined:
+            plot.curve(style, line.x, smoothed(line.y))
+        if not joined or len(line.x) <= DOTTED:
             for one, other in zip(line.x, line.y, strict=True):
                 plot.dot(style, one, other)
         if named:
@@ -158,6 +164,12 @@ def curves(lines: Mapping[str, Line], label: str, key: bool = True) -> Drawing:
             plot.body += f'<line class="{style}" x2="22" y1="{base - 4}" y2="{base - 4}"/>'
             plot.text("", _short(name), 28, base)
     return Drawing(plot.body, plot.top + HEIGHT + 2 * LINE)
+
+
+def smoothed(y: Sequence[float]) -> list[float]:
+    """The mean of each of many values with its neighbors, a tenth of all; few stay as they are."""
+    reach = len(y) // 20 if len(y) > NOISY else 0
+    return [fmean(y[max(0, at - reach) : at + reach + 1]) for at in range(len(y))]
 
 
 def rows(points: Mapping[str, Point], *, percent: bool = False, bars: bool = False) -> Drawing:
@@ -168,17 +180,24 @@ def rows(points: Mapping[str, Point], *, percent: bool = False, bars: bool = Fal
     values = [0.0] * bars + [0.0, 1.0] * percent
     for point in points.values():
         values += [point.low, point.high, *point.seeds]
-    x, y = Scale(values, 0 if percent else 0.05), Scale([0.5, 0.5 - len(points)], 0)
-    plot = Plot(x, y, LINE * len(points))
-    plot.x_axis(x.ticks(), form="{:.0%}" if percent else "{:.6g}")
-    for at, (name, point) in enumerate(points.items()):
-        plot.line("grid", x.ends, (-at, -at))
-        if bars:
-            plot.line("bar", (0.0, point.mean), (-at, -at))
-        plot.point(point, Point(-at, -at, -at, [-at] * len(point.seeds)))
-        plot.text(f"end {point.style}", _short(name), -8, plot.at(0, -at)[1] + 4)
     longest = max(len(_short(name)) for name in points)
-    return Drawing(plot.body, TOP + plot.height + LINE, 8 + int(CHARACTER * longest))
+    lines = 1 + (longest > SHORT)  # a long name stands above its row
+    x, y = Scale(values, 0 if percent else 0.05), Scale([0.5, 0.5 - lines * len(points)], 0)
+    plot = Plot(x, y, LINE * lines * len(points))
+    plot.x_axis(x.ticks(), form="{:.0%}" if percent else "{:.6g}")
+    for number, (name, point) in enumerate(points.items(), 1):
+        at = 1 - lines * number
+        plot.line("grid", x.ends, (at, at))
+        if bars:
+            plot.line("bar", (0.0, point.mean), (at, at))
+        plot.point(point, Point(at, at, at, [at] * len(point.seeds)))
+        down = plot.at(0, at)[1] + 4
+        if lines == 1:
+            plot.text(f"end {point.style}", _short(name), -8, down)
+        else:
+            plot.text(point.style, _short(name), 0, down - LINE)
+    left = 8 + int(CHARACTER * longest) * (lines == 1)
+    return Drawing(plot.body, TOP + plot.height + LINE, left)
 
 
 def plane(points: Mapping[str, tuple[Point, Point]], x_label: str, y_label: str) -> Drawing:

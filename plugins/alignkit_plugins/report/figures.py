@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from alignkit.contract.reward import REWARD_KEY
 from alignkit.io.results import json_lines
 from alignkit_plugins.compare.rows import RATED, Row
 from alignkit_plugins.compare.tables import cell
@@ -19,14 +23,18 @@ from alignkit_plugins.text.readable import bounds, number
 DRAWABLE = 3  # points of rewards against KL
 LARGEST = 1e30  # that is drawn
 NOT_METRICS = ("stage", "step", "time")
-GOLD = "Reward and gold against KL"
+BINS = 12  # columns of a histogram
+NORMAL = 1.96  # standard errors to the end of a 95% interval
 NONE = Line([], [])
+MARKS = {1: ("good", "better"), -1: ("bad", "worse"), 0: ("even", "unclear")}  # style and word
 
 # Titles of panels and the metrics in them. The first ones that a stage has are those that its
 # reader needs: a reward that rises with the length stands out.
 PANELS: dict[str, tuple[str, ...]] = {
     "Reward": ("reward", "best_reward"),
     "Response length, tokens": ("response_tokens",),
+    "Reward by kind of prompt": ("kind/*/reward",),
+    "Scores by kind of prompt": ("kind/*/score/*",),
     "KL to the reference, nats": ("kl",),
     "Entropy, nats per token": ("entropy", "sampled_entropy"),
     "Share of truncated responses": ("truncated",),
@@ -43,12 +51,15 @@ PANELS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart. words: for those who cannot see it. note: after its title."""
+    """A chart. words: for those who cannot see it. note, mark: after its title; the style and the
+    words of a comparison.
+    """
 
     title: str
     drawing: Drawing
     words: str
     note: str = ""
+    mark: tuple[str, str] = ("", "")
 
 
 def worded(metric: str) -> str:
@@ -62,10 +73,11 @@ def figures_of(facts: Mapping[str, Any]) -> dict[str, list[Figure]]:
     """
     found = dict[str, list[Figure]]()
     for stage in facts["stages"]:
-        name = stage["name"]
-        rows = json_lines(Path(facts["run"]["folder"], name, "metrics.jsonl"))
+        name, folder = stage["name"], Path(facts["run"]["folder"], stage["name"])
+        rows = json_lines(folder / "metrics.jsonl")
         drawn = of_stage(name, {"": lines_of(rows)})
-        found[name] = [*drawn[:2], *gold(name, rows), *drawn[2:]]
+        samples = histogram(name, sorted(folder.glob("rollouts/*.jsonl")))
+        found[name] = [*drawn[:3], *reward_by_kl(name, rows), *samples, *drawn[3:]]
     return found
 
 
@@ -81,7 +93,9 @@ def of_stage(stage: str, variants: Mapping[str, Mapping[str, Line]]) -> list[Fig
             lines = dict[str, Line]()
             for metric in chart:
                 for name, own in variants.items():
-                    shown = name if several else worded(metric.removeprefix("score/"))
+                    kind = metric.removeprefix("kind/").removesuffix("/reward")
+                    kind = kind.replace("/score/", ": ").removeprefix("score/")
+                    shown = name if several else worded(kind)
                     lines[shown] = own.get(metric, NONE)  # the color of each is the same everywhere
             about = title if chart == metrics else worded(chart[0])
             key = not (several and found)
@@ -118,6 +132,12 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Line]:
     for name, (x, y) in series_of(rows).items():
         if len(y) > 1 and max(map(abs, y)) < LARGEST:
             found[name] = Line(x, y, joined=not name.startswith("validation/"))
+    for name, line in found.items():
+        error = found.get(f"{name}_se", NONE)
+        if error.x == line.x:
+            near = zip(line.y, error.y, strict=True)
+            band = [(y - NORMAL * se, y + NORMAL * se) for y, se in near]
+            found[name] = line._replace(band=band)
     return found
 
 
@@ -131,41 +151,69 @@ def panels(lines: Mapping[str, Line]) -> dict[str, list[str]]:
     return found
 
 
-def gold(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
+def reward_by_kl(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
     """Reward and gold of a stage's iterations against their KL, each as a gain in its deviations at
     the start (Gao et al. 2022, arXiv:2210.10760): where more KL begins to cost reward.
 
     Empty with fewer than DRAWABLE points.
     """
+    keys = ["reward", *["gold"] * any("gold" in row for row in rows)]
     points, x = list[Mapping[str, Any]](), list[float]()
     for row in rows:
-        if None not in [number(row.get(key)) for key in ("kl", "reward", "gold")]:
+        if None not in [number(row.get(key)) for key in ("kl", *keys)]:
             points.append(row)
-            x.append(math.sqrt(max(0.0, row["kl"])))
+            x.append(round(math.sqrt(max(0.0, row["kl"])), 3))
     if len({*x}) < DRAWABLE:
         return []
-    lines = dict[str, Line]()
-    for key in ("reward", "gold"):
+    lines, note = dict[str, Line](), ""
+    for key in keys:
         start, scale = points[0][key], points[0].get(f"{key}_std") or 1.0
         lines[key] = Line(x, [(row[key] - start) / scale for row in points], joined=False)
-    best = max(points, key=lambda point: point["gold"])
-    note = f"gold was highest in iteration {best['step']}"
-    drawn = curves(f"{stage}: {GOLD}", lines, "√KL, √nats")
-    return [replace(drawn, note=note)]
+    if "gold" in keys:
+        best = max(points, key=lambda point: point["gold"])
+        note = f"gold was highest in iteration {best['step']}"
+    about = f"{stage}: {' and '.join(keys).capitalize()} against KL"
+    return [replace(curves(about, lines, "√KL, √nats"), note=note)]
 
 
-def intervals(rows: Sequence[Row], result: str = "", *, bare: bool = False) -> list[Figure]:
+def histogram(stage: str, files: Sequence[Path]) -> list[Figure]:
+    """The rewards of a stage's first and last samples, from the files of its rollouts."""
+    samples = dict[str, list[float]]()
+    for file in (*files[:1], *files[1:][-1:]):
+        scores = [one["scores"] for group in json_lines(file) for one in group["responses"]]
+        rewards = map(number, [each.get(REWARD_KEY) for each in scores])
+        samples[f"iteration {int(file.stem)}"] = [one for one in rewards if one is not None]
+    every = [*chain(*samples.values())]
+    if len(samples) < 2 or not all(samples.values()) or min(every) == max(every):
+        return []
+    low, width, lines = min(every), (max(every) - min(every)) / BINS, dict[str, Line]()
+    for name, own in samples.items():
+        counts = Counter(min(BINS - 1, int((reward - low) / width)) for reward in own)
+        x, y = [low], [0.0]
+        for at in range(BINS):  # steps
+            x += [low + width * at, low + width * (at + 1)]
+            y += [counts[at] / len(own)] * 2
+        lines[name] = Line([*x, x[-1]], [*y, 0.0])
+    title = f"{stage}: First and last rewards, shares"
+    means = [f"{name} has mean {fmean(own):.4g}" for name, own in samples.items()]
+    return [replace(curves(title, lines, "reward"), words=f"{title}; {', '.join(means)}")]
+
+
+def intervals(
+    rows: Sequence[Row], result: str = "", *, bare: bool = False, compared: Sequence[Row] = ()
+) -> list[Figure]:
     """A chart per metric with a row per policy. result: the policy that the evaluation is about.
-    bare: without estimates in words.
+    bare: without estimates in words. compared: rows of the result, for a mark at each chart.
     """
     metrics: dict[str, list[Row]] = {}
     for row in rows:
         if row.kind in RATED and row.estimate.get("mean") is not None:
             metrics.setdefault(row.metric, []).append(row)
-    return [_panel(found, result, bare) for found in metrics.values()]
+    against = {row.metric: row for row in compared if row.clear is not None}
+    return [_panel(found, result, bare, against.get(name)) for name, found in metrics.items()]
 
 
-def _panel(rows: Sequence[Row], result: str, bare: bool) -> Figure:
+def _panel(rows: Sequence[Row], result: str, bare: bool, against: Row | None) -> Figure:
     first, points, texts = rows[0], dict[str, Point](), list[str]()
     notes, title = ["lower is better"] * first.lower, first.metric
     if any(row.policy == result and row.trained_on for row in rows):
@@ -176,8 +224,15 @@ def _panel(rows: Sequence[Row], result: str, bare: bool) -> Figure:
         style = {result: "result", "base": "base"}.get(row.policy, "")
         texts.append(f"{row.policy} {cell(row)}")
         points[row.policy if bare else texts[-1]] = point_of(row)._replace(style=style)
-    drawn = drawing.rows(points, percent=first.percent)
-    return Figure(title, drawn, f"{title}: {', '.join(texts)}", ", ".join(notes))
+    drawn, words = drawing.rows(points, percent=first.percent), f"{title}: {', '.join(texts)}"
+    style, mark = "", ""
+    if against is not None:
+        style, mark = MARKS[against.clear or 0]
+        mark += f", {cell(against, True)}"
+        words += f"; {mark}"
+        if against.trained_on is not False and style == "good":  # no proof
+            style = "even"
+    return Figure(title, drawn, words, ", ".join(notes), (style, mark))
 
 
 def point_of(row: Row) -> Point:

@@ -39,12 +39,16 @@ def short(value: Any) -> str:
 def estimate_text(
     estimate: Mapping[str, Any] | None, *, sign: bool = False, percent: bool = False
 ) -> str:
-    """`0.42 [0.21, 0.63]`, with as many digits as the interval justifies; `-` without a mean."""
+    """`0.42 [0.21, 0.63]`, with as many digits as the interval justifies; `-` without a mean.
+
+    sign: it is a difference, and those of shares are in points.
+    """
     mean, low, high = bounds(estimate)
     if low is None or high is None:
         low = high = None
     known = {"mean": mean, "low": low, "high": high}
-    return statistics.interval_text(known, sign=sign, percent=percent)
+    text = statistics.interval_text(known, sign=sign, percent=percent)
+    return text.replace("%", " points") if sign else text
 
 
 def bounds(estimate: Any) -> tuple[float | None, float | None, float | None]:
