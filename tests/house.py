@@ -45,10 +45,10 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 196_900
-  alignkit and plugins: 326_200
-  all Python but tests: 411_000
-  tests: 395_000
+  plugins: 198_500
+  alignkit and plugins: 327_800
+  all Python but tests: 412_600
+  tests: 396_000
   schema names: 345
   schema slots: 620
   other files, bytes: 152_300
