@@ -40,13 +40,6 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     return every.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
-def best_of_n(probs: Tensor, rewards: Tensor, n: int) -> Tensor:
-    """The policy of best-of-n over a finite set of responses: P(reward <= r)^n - P(reward < r)^n."""
-    up_to = (probs * (rewards <= rewards[:, None])).sum(-1)
-    same = (probs * (rewards == rewards[:, None])).sum(-1)
-    return (probs * (up_to**n - (up_to - same) ** n) / same).nan_to_num()
-
-
 def close(found: Any, wanted: Any, rtol: float = 1e-8, atol: float = 1e-9) -> None:
     torch.testing.assert_close(double(found).detach(), double(wanted), rtol=rtol, atol=atol)
 

@@ -29,7 +29,7 @@ from alignkit.kernels.lm_head import HeadSpec, TokenWants
 from alignkit_plugins.algorithms.rejection_sampling import best_samples
 from alignkit_plugins.formats import text
 from alignkit_plugins.people import agreement as people
-from tests import by_hand
+from benchmarks.papers.enumerable import best_of
 from tests.by_hand import scored, token_logprobs
 
 # Cohen's and Fleiss' coefficients, and distances of alpha: nobody reports them.
@@ -610,7 +610,7 @@ def best_of_n(c: Case) -> Found:
     found: dict[str, Any] = {}
     if "base_policy" in c:
         for n in map(int, c.expected):
-            policy = by_hand.best_of_n(c.base_policy, c.reward, n)
+            policy = best_of(c.base_policy, c.reward, n)
             kl = policy * F.kl_k1(policy.log(), c.base_policy.log())
             found[str(n)] = {
                 "policy": policy,

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import combinations, combinations_with_replacement, product
+from dataclasses import replace
+from itertools import combinations, combinations_with_replacement
 from math import factorial
 from pathlib import Path
 from typing import Any
@@ -32,112 +31,20 @@ from alignkit import Group, Pair, Response
 from alignkit.data.group import read_groups, write_groups
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from tests.by_hand import asked, best_of_n, double, token_logprobs
+from benchmarks.papers.enumerable import (
+    Problem,
+    best_of,
+    make,
+    preferences,
+    tilted,
+    write_prompts,
+    write_reward,
+)
+from tests.by_hand import asked, double
 from tests.rows import write_recipe
 
-PAD, END, QUESTION = "<pad>", "<end>", "<q>"
 WITHIN = 0.02  # total variation
-TEMPLATE = """\
-{% for m in messages %}{{ m['content'] }}{% if m['role'] != 'system' %}\
-{{ '<end>' if m['role'] == 'assistant' else '<q>' }}{% endif %}{% endfor %}"""
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-# Answers, their rewards, and a model that writes them
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Answers of `length` letters, known rewards in [-1, 1], and a random base model that writes
-    such answers.
-
-    The rewards are no sums over letters, so every context matters.
-    """
-
-    letters: str
-    length: int
-    folder: Path
-
-    @cached_property
-    def answers(self) -> list[str]:
-        return [" ".join(letters) for letters in product(self.letters, repeat=self.length)]
-
-    def ids(self, answer: str) -> tuple[int, ...]:
-        return tuple(3 + self.letters.index(letter) for letter in answer.split())
-
-    @cached_property
-    def rewards(self) -> Tensor:
-        draw = torch.Generator().manual_seed(self.length)
-        return torch.rand(len(self.answers), generator=draw, dtype=torch.float64) * 2 - 1
-
-    @property
-    def base(self) -> Path:
-        return self.folder / "base"
-
-    @cached_property
-    def reference(self) -> Tensor:
-        return self.distribution(self.base)
-
-    def distribution(self, folder: Path, before: tuple[int, ...] = (2,)) -> Tensor:
-        """P(answer | these tokens) of every answer by a model folder, float64 [answers]."""
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
-        rows = torch.tensor([(*before, *self.ids(answer)) for answer in self.answers])
-        with torch.no_grad():
-            logprobs = token_logprobs(model(input_ids=rows).logits[:, :-1], rows[:, 1:])
-        found = logprobs[:, len(before) - 1 :].sum(-1).exp()
-        assert abs(float(found.sum()) - 1) < 1e-6
-        return found
-
-
-SIZES = yaml.safe_load("""
-hidden_size: 32
-intermediate_size: 64
-num_hidden_layers: 1
-num_attention_heads: 2
-max_position_embeddings: 16
-initializer_range: 0.2
-pad_token_id: 0
-bos_token_id: null
-eos_token_id: 1
-""")
-
-
-def make(folder: Path, letters: str, length: int, scale: float = 1.0, others: str = "") -> Problem:
-    """A random one-layer model with a word-level tokenizer whose every prompt is the one token
-    <q>. scale: of its output, 0 for uniform answers. others: tokens that nobody writes.
-    """
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-    from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
-
-    problem = Problem(letters, length, folder)
-    known = [PAD, END, QUESTION, *letters, *others]
-    vocabulary = {token: index for index, token in enumerate(known)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
-    # The users' words: other prompts, equal tokens
-    words.normalizer = normalizers.Replace(Regex("[0-9?]+"), "")
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token=PAD,
-        eos_token=END,
-        additional_special_tokens=[QUESTION],
-        chat_template=TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.save_pretrained(problem.base)
-    config = PhiConfig(vocab_size=len(vocabulary), **SIZES)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = PhiForCausalLM(config).float()
-    with torch.no_grad():
-        model.lm_head.weight *= scale
-        # Answers are of letters alone: nothing else has a probability that counts
-        model.lm_head.bias[:3] = model.lm_head.bias[3 + len(letters) :] = -30.0
-    model.save_pretrained(problem.base)
-    return problem
 
 
 # One letter, and three: tokens before and after another, values and KL that add up over them.
@@ -175,21 +82,6 @@ def check(found: Tensor, wanted: Tensor, reference: Tensor) -> None:
     assert distance < WITHIN
 
 
-def write_reward(problem: Problem, name: str = "reward", values: Tensor | None = None) -> Any:
-    values = problem.rewards if values is None else values
-    table = dict(zip(problem.answers, values.tolist(), strict=True))
-    code = f"def {name}(completions):\n    return [{table!r}[text] for text in completions]\n"
-    (problem.folder / f"{name}.py").write_text(code, encoding="utf-8")
-    return {"python": {"path": f"{name}.py", "function": name}}
-
-
-def write_prompts(problem: Problem, count: int) -> dict[str, Any]:
-    """Prompts that differ in words but not in tokens: the tokenizer drops what the user says."""
-    groups = [Group(asked(str(i)), id=str(i)) for i in range(count)]
-    write_groups(problem.folder / "prompts.jsonl", groups)
-    return {"path": "prompts.jsonl"}
-
-
 def rollout(problem: Problem, samples: int) -> dict[str, Any]:
     n = problem.length
     return {"samples_per_prompt": samples, "min_new_tokens": n, "max_new_tokens": n}
@@ -219,16 +111,6 @@ def align(problem: Problem, algorithm: Any, prompts: int, samples: int, **more: 
 
 
 # Where they end
-
-
-def tilted(problem: Problem, beta: float) -> Tensor:
-    """pi_ref exp(r / beta) / Z."""
-    return torch.softmax(problem.reference.log() + problem.rewards / beta, -1)
-
-
-def preferences(problem: Problem) -> Tensor:
-    """P(row is preferred to column) by Bradley-Terry, [answers, answers]."""
-    return torch.sigmoid(problem.rewards[:, None] - problem.rewards)
 
 
 def shifted(problem: Problem, beta: float, smoothing: float) -> Tensor:
@@ -584,7 +466,7 @@ SELECTIONS: dict[str, tuple[Any, Callable[[Problem], Tensor], Callable[[Tensor],
     ),
     "best_of_four": (
         {"rejection_sampling": {"replay_ratio": 0}},
-        lambda problem: best_of_n(problem.reference, problem.rewards, 4),
+        lambda problem: best_of(problem.reference, problem.rewards, 4),
         lambda rewards: torch.nn.functional.one_hot(rewards.argmax(1), 4) > 0,
     ),
 }

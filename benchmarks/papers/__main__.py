@@ -1,0 +1,38 @@
+"""Compute the rows of a claim that are missing: `python -m benchmarks.papers NAME [--folder F]`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.papers.claim import HERE, Claim
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    name: Annotated[str, typer.Argument(help="The claim: a folder of benchmarks/papers.")],
+    folder: Annotated[
+        Path | None, typer.Option(help="Where runs are kept; default: nowhere.")
+    ] = None,
+    part: Annotated[
+        str, typer.Option(metavar="K/N", help="Compute a share, as one of N processes.")
+    ] = "1/1",
+) -> None:
+    """Compute the rows of a claim that are missing, and print what they say."""
+    known = sorted(file.parent.name for file in HERE.glob("*/rule.yaml"))
+    if name not in known:
+        raise typer.BadParameter(f"no claim '{name}'; choose from {', '.join(known)}")
+    claim = Claim(name)
+    with tempfile.TemporaryDirectory(prefix="alignkit-papers-") as temporary:
+        claim.compute(folder or Path(temporary), *map(int, part.split("/")))
+    for one in claim.findings():
+        print(f"{one.name}: {one.result}: {one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]")
+
+
+if __name__ == "__main__":
+    app()

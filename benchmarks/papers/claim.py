@@ -1,0 +1,233 @@
+"""A claim of a paper: its rule, the rows that it needs, and what they say.
+
+A claim is a package here, with these files. `rule.yaml` is written, and committed, before any row
+that is shown: seeds, what varies, tests with their margins, and the positive control. `rows/` has a
+small file for each row, with the digest of the rule from before it was computed; a row of another
+rule is void. `runs.jsonl` has a line for each row that was begun, also of tuning, and of rules that
+are no more. `words.md` is what people wrote: at most 200 words. The module itself has
+
+- `compute(row, rule, folder)`: the values of a row, as plain data;
+- `measures(rows, rule)`: by name and seed, a number, or a list with one for each prompt;
+- `figure(rows, rule)`: the drawing.
+
+Where methods have rates, each is tuned on the tuning seeds: the rate with the highest mean of the
+measure that is called as the method counts, and only this one is computed for the seeds that are
+shown.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from scipy import special
+
+from alignkit.io.atomic import write_json, write_text
+from alignkit.io.digest import file_digest
+from alignkit_plugins.cells import crossed
+
+HERE = Path(__file__).parent
+LEVEL = 0.05  # of a rule's tests together, in both directions
+SHOWN, OPPOSITE, UNCLEAR, FAILED, CONTRADICTS = (
+    "shown here",
+    "the opposite, here",
+    "no clear difference",
+    "does not carry over",
+    "contradicts",
+)
+
+
+class Row(NamedTuple):
+    """What is computed at once. tuning: whether it only chooses a rate, and is never shown."""
+
+    method: str
+    seed: int
+    rate: float | None = None
+    tuning: bool = False
+
+    @property
+    def name(self) -> str:
+        rate = "" if self.rate is None else f"-{self.rate:g}"
+        return f"{self.method}{rate}-{self.seed}"
+
+
+class Finding(NamedTuple):
+    """What a test of the rule says. low, high: ends of the interval. values: by seed. seen: the
+    difference that these rows could have seen: the least, the most likely and the most that it may
+    be. Exact tests have neither.
+    """
+
+    name: str
+    result: str
+    mean: float
+    low: float
+    high: float
+    values: Sequence[float]
+    seen: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim in a folder of this package."""
+
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return HERE / self.name
+
+    @cached_property
+    def rule(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = yaml.safe_load((self.folder / "rule.yaml").read_text("utf-8"))
+        return found
+
+    @cached_property
+    def digest(self) -> str:
+        return file_digest(self.folder / "rule.yaml")
+
+    @cached_property
+    def module(self) -> Any:
+        return importlib.import_module(f"{__package__}.{self.name}")
+
+    def planned(self, tuning: bool) -> Iterator[Row]:
+        """The rows of one kind of seeds. Those that are shown need all rows of tuning."""
+        rates = {} if tuning else self.rates()
+        methods = self.rule["methods"]
+        tunes = any("rates" in method for method in methods.values())
+        if tuning and not tunes:
+            return
+        for seed in self.rule["seeds"]["tuning" if tuning else "shown"]:
+            for name, method in methods.items():
+                for rate in method.get("rates", [None]) if tuning else [rates.get(name)]:
+                    yield Row(name, seed, rate, tuning)
+
+    def stored(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Those of these rows that are there, complete, and of this rule."""
+        found = list[dict[str, Any]]()
+        for row in rows:
+            file = self.folder / "rows" / f"{row.name}.json"
+            if file.is_file():
+                one = json.loads(file.read_text("utf-8"))
+                if one["rule"] == self.digest and "values" in one:
+                    found.append(one)
+        return found
+
+    def rates(self) -> dict[str, float]:
+        """The rate of each method that the tuning seeds choose."""
+        tried = list(self.planned(tuning=True))
+        rows = self.stored(tried)
+        if len(rows) < len(tried):
+            raise SystemExit(f"{self.name}: {len(tried) - len(rows)} rows of tuning are missing")
+        found = dict[str, float]()
+        for name, method in self.rule["methods"].items():
+            gains = dict[float, float]()
+            for rate in method.get("rates", ()):
+                own = [row for row in rows if row["method"] != name or row["rate"] == rate]
+                gains[rate] = fmean(self.module.measures(own, self.rule)[name].values())
+            if gains:
+                found[name] = max(gains, key=gains.__getitem__)
+        return found
+
+    def compute(self, work: Path, part: int, parts: int) -> None:
+        """Compute the rows of a part that are missing, each in a folder of its own in `work`."""
+        for tuning in (True, False):
+            for row in list(self.planned(tuning))[part - 1 :: parts]:
+                if not self.stored([row]):
+                    self._compute(row, work / row.name)
+
+    def _compute(self, row: Row, folder: Path) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        processor = torch.backends.cpu.get_cpu_capability()
+        facts = {"rule": self.digest, **row._asdict(), "processor": processor, "threads": 1}
+        file, log = self.folder / "rows" / f"{row.name}.json", self.folder / "runs.jsonl"
+        write_json(file, facts)
+        with log.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"rule": self.digest, "row": row.name}) + "\n")
+        began = time.monotonic()
+        values = self.module.compute(row, self.rule, folder)
+        seconds = round(time.monotonic() - began, 1)
+        write_text(file, json.dumps({**facts, "seconds": seconds, "values": values}) + "\n")
+        print(f"{self.name}: {row.name} in {seconds:.0f} s", flush=True)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows that are shown. Raises `SystemExit` where one is missing."""
+        wanted = list(self.planned(tuning=False))
+        found = self.stored(wanted)
+        if len(found) < len(wanted):
+            missing = len(wanted) - len(found)
+            command = f"python -m benchmarks.papers {self.name}"
+            raise SystemExit(f"{self.name}: {missing} rows are missing or void: {command}")
+        return found
+
+    def log(self) -> list[dict[str, Any]]:
+        """All rows that were begun, by any rule."""
+        lines = (self.folder / "runs.jsonl").read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def findings(self) -> list[Finding]:
+        """What the tests of the rule say, the positive control first."""
+        measured = self.module.measures(self.rows, self.rule)
+        tests = {"control": self.rule["control"], **self.rule["tests"]}
+        level = LEVEL / sum("tolerance" not in test for test in self.rule["tests"].values())
+        found = list[Finding]()
+        for name, test in tests.items():
+            values = by_seed(measured[test["of"]])
+            if "minus" in test:
+                values = values - by_seed(measured[test["minus"]])
+            found.append(judged(name, test, values, level))
+        if found[0].result != SHOWN:
+            for at, one in enumerate(found[1:], 1):
+                if "tolerance" not in tests[one.name]:
+                    found[at] = one._replace(result=FAILED)
+        return found
+
+
+def by_seed(values: Mapping[int, Any]) -> crossed.Array:
+    """[prompts, seeds], where a number of a seed is that of one prompt."""
+    return np.array([np.atleast_1d(values[seed]) for seed in sorted(values)], float).T
+
+
+def judged(name: str, test: Mapping[str, Any], values: crossed.Array, level: float) -> Finding:
+    """What a test says of values [prompts, seeds].
+
+    tolerance: exact, of every value: at most this, or it contradicts. margin: the interval must lie
+    above it; below minus the margin is the opposite. within: it must lie within, by two one-sided
+    tests (Schuirmann 1987); outside is the opposite.
+    """
+    seeds = values.mean(0).tolist()
+    if "tolerance" in test:
+        worst = float(values.max())
+        result = SHOWN if worst <= test["tolerance"] else CONTRADICTS
+        return Finding(name, result, worst, worst, worst, seeds)
+    found = crossed.parts(values)
+    if len(values) == 1:  # seeds alone are drawn
+        found = found._replace(free=10**9)
+    every = crossed.spread(found)
+    tail = level if "within" in test else level / 2
+    half = float(special.stdtrit(every.free, 1 - tail) * np.sqrt(every.variance))
+    mean = float(found.mean)
+    low, high = mean - half, mean + half
+    margin = test.get("within", test.get("margin"))
+    result = UNCLEAR
+    if "within" in test:
+        if -margin < low and high < margin:
+            result = SHOWN
+        elif low > margin or high < -margin:
+            result = OPPOSITE
+    elif low > margin:
+        result = SHOWN
+    elif high < -margin:
+        result = OPPOSITE
+    return Finding(name, result, mean, low, high, seeds, crossed.visible(found, tail))

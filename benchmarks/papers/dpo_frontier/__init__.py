@@ -1,0 +1,177 @@
+"""DPO's frontier (Rafailov et al. 2023, figure 2): exact reward against exact KL of every policy of
+a sweep, with the optimal frontier, which only answers that can be enumerated have.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from alignkit import Group, Message, Pair, Response
+from alignkit.data.group import write_groups
+from alignkit.evaluation.statistics import estimate
+from alignkit.host.plugins import load_plugins
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.run import run_recipe
+from alignkit_plugins.report import drawing
+from benchmarks.papers.claim import Row
+from benchmarks.papers.enumerable import (
+    Problem,
+    kl,
+    make,
+    preferences,
+    tilted,
+    write_prompts,
+    write_reward,
+)
+
+RECIPES = Path(__file__).parents[3] / "recipes" / "papers"
+Points = Sequence[Sequence[float]]  # (KL, reward) of policies
+# The option that is varied; SFT has none
+VARIED = {
+    "dpo": "dpo.beta",
+    "unlikelihood": "unlikelihood.alpha",
+    "ppo": "ppo.kl_coefficient",
+    "ppo_true": "ppo.kl_coefficient",
+}
+
+
+def compute(row: Row, rule: Mapping[str, Any], folder: Path) -> Any:
+    """(KL, reward) of the kept versions of each policy of the sweep."""
+    problem = make(folder, *rule["answers"], seed=row.seed)
+    method = rule["methods"][row.method]
+    values = method["tuned_at"] if row.tuning and "rates" in method else method["values"]
+    if row.method == "optimum":
+        return [point(problem, tilted(problem, beta)) for beta in values]
+    write_data(problem, rule["pairs"])
+    recipe = folder / "dpo_frontier.yaml"
+    shutil.copyfile(RECIPES / recipe.name, recipe)
+    found = list[Any]()
+    for value in values:
+        run, stage = folder / f"run-{value}", f"stages.{row.method}"
+        if found and row.method == "ppo":  # one reward model for all
+            shutil.copytree(folder / f"run-{values[0]}" / "reward", run / "reward")
+        words = [f"{stage}.learning_rate={row.rate}", f"seed={row.seed}"]
+        if row.method in VARIED:
+            words.append(f"{stage}.algorithm.{VARIED[row.method]}={value}")
+        train(recipe, run, row.method, words)
+        for version in rule["versions"]:
+            folder_of = run / row.method / "kept" / str(version)
+            found.append(point(problem, problem.distribution(folder_of)))
+    return found
+
+
+def train(recipe: Path, run: Path, stage: str, words: Sequence[str]) -> None:
+    """Run a stage, after the reward model where it needs one."""
+    load_plugins([RECIPES / "unlikelihood.py"], [])
+    chosen = ("reward", "ppo") if stage == "ppo" else (stage,)
+    with redirect_stdout(io.StringIO()):
+        run_recipe(replace(load_recipe(recipe, words), chosen=chosen), run)
+
+
+def point(problem: Problem, policy: torch.Tensor) -> list[float]:
+    """KL(policy || reference) and the mean reward."""
+    reward = float((policy * problem.rewards).sum())
+    return [round(kl(policy, problem.reference), 6), round(reward, 6)]
+
+
+def write_data(problem: Problem, count: int) -> None:
+    """Pairs of the reference's own answers, of which one is preferred by Bradley-Terry, and the
+    better ones alone.
+    """
+    draw = torch.Generator().manual_seed(problem.seed)
+    both = torch.multinomial(problem.reference, 2 * count, replacement=True, generator=draw)
+    first, second = both.reshape(2, -1)
+    wins = torch.rand(count, generator=draw) < preferences(problem)[first, second]
+    pairs, chosen = list[Group](), list[Group]()
+    for at in range(count):
+        answers = [problem.answers[int(side[at])] for side in (first, second)]
+        responses = [Response(a, tokens=problem.ids(a), truncated=True) for a in answers]
+        if not wins[at]:
+            responses.reverse()
+        asked = (Message(role="user", content=str(at)),)
+        chosen.append(Group(asked, (responses[0],), id=str(at)))
+        if answers[0] != answers[1]:
+            pairs.append(Group(asked, tuple(responses), (Pair(0, 1),), id=str(at)))
+    write_groups(problem.folder / "pairs.jsonl", pairs)
+    write_groups(problem.folder / "chosen.jsonl", chosen)
+    write_prompts(problem, 64)
+    write_reward(problem)
+
+
+# What the points say
+
+
+def frontier(points: Points, start: float, at: np.ndarray) -> np.ndarray:
+    """The highest reward at each KL, of policies and of their mixtures: KL is convex, so a mixture
+    of two has at most the KL that lies on the line between them. start: the reference's reward.
+    """
+    hull = [(0.0, start)]
+    for x, y in sorted(map(tuple, points)):
+        while len(hull) > 1 and _above(hull[-2], (x, y), hull[-1]):
+            hull.pop()
+        if y > hull[-1][1]:
+            hull.append((x, y))
+    x, y = zip(*hull, strict=True)
+    return np.interp(at, x, y)
+
+
+def _above(left: tuple[float, float], right: tuple[float, float], middle: Any) -> bool:
+    """Whether the line from left to right is at or above the middle."""
+    slope = (right[1] - left[1]) / (right[0] - left[0])
+    return bool(left[1] + slope * (middle[0] - left[0]) >= middle[1])
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
+) -> tuple[np.ndarray, dict[str, dict[int, np.ndarray]]]:
+    """A grid of KL, and by method and seed the gain in reward of its frontier there, as a share of
+    the most that is possible at its end.
+    """
+    at = np.linspace(0, rule["most_kl"], 41)
+    best = dict[int, tuple[float, float]]()
+    for row in rows:
+        if row["method"] == "optimum":
+            start = min(row["values"])[1]  # beta of 1e9: the reference
+            best[row["seed"]] = start, float(frontier(row["values"], start, at)[-1])
+    found = dict[str, dict[int, np.ndarray]]()
+    for row in rows:
+        start, top = best[row["seed"]]
+        gain = (frontier(row["values"], start, at) - start) / (top - start)
+        found.setdefault(row["method"], {})[row["seed"]] = gain
+    return at, found
+
+
+def measures(
+    rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
+) -> dict[str, dict[int, float]]:
+    """By method and seed, the area below its frontier as a share of that below the optimal one."""
+    _, found = curves(rows, rule)
+    shares = dict[str, dict[int, float]]()
+    for method, own in found.items():
+        shares[method] = {
+            s: float(gain.sum() / found["optimum"][s].sum()) for s, gain in own.items()
+        }
+    return shares
+
+
+def figure(rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]) -> drawing.Drawing:
+    """Gain against KL, with 95% intervals over seeds."""
+    at, found = curves(rows, rule)
+    lines = dict[str, drawing.Line]()
+    for method, own in found.items():
+        y, band = list[float](), list[tuple[float, float]]()
+        for column in np.array(list(own.values())).T.tolist():
+            one = estimate(column)
+            y.append(float(one["mean"] or 0.0))
+            band.append((one["low"] or y[-1], one["high"] or y[-1]))
+        lines[rule["methods"][method]["name"]] = drawing.Line(at.tolist(), y, band)
+    return drawing.curves(lines, "KL from the reference, nats")
