@@ -258,8 +258,9 @@ def ends_of(generation: Any) -> list[Any]:
 def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...], **options: Any) -> Any:
     """Call `kind.from_pretrained`.
 
-    spare: endings of names that may be missing. Raises RunFailed if other weights are missing or
-    have the wrong shape: transformers would draw them at random.
+    spare: endings of names that may be missing; where there are any, so may the language head,
+    whatever it is called and made of. Raises RunFailed if other weights are missing or have the
+    wrong shape: transformers would draw them at random.
     """
     silence_libraries()
     load_config(str(source), options.get("revision"), options["trust_remote_code"])
@@ -271,7 +272,10 @@ def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...], **option
             use_safetensors=True,
             **options,
         )
+    head = model.get_output_embeddings() if spare else None
+    unread = tuple(f"{name}." for name, part in model.named_modules() if part is head)
     wrong = [key for key in report["missing_keys"] if not key.endswith(spare)]
+    wrong = [key for key in wrong if not key.startswith(unread)]
     wrong += [name for name, *_ in report["mismatched_keys"]]
     if wrong:
         raise RunFailed(

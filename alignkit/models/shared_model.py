@@ -262,7 +262,7 @@ class SharedModel:
             return copy.deepcopy(self.roles[start or UNMODIFIED].model)
         # A reward model's folder has a score head, loaded separately, and lacks the language head,
         # which it never uses.
-        spare = ("score.weight", "lm_head.weight") if has_score(start) else ()
+        spare = ("score.weight",) if has_score(start) else ()
         model = load_network(
             self.spec, str(start), None, self.dtype, self.device, self.attention_name, spare
         )

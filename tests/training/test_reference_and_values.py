@@ -19,6 +19,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
 from alignkit.training.online import RolloutTrainer
+from benchmarks.papers import enumerable
 from tests.rows import run, write_recipe
 
 TEMPERATURE = 0.6
@@ -153,3 +154,13 @@ def test_values_start_from_the_reward_model_that_the_recipe_names(
     same = [all(map(torch.equal, values.values(), each.values())) for each in known]
     assert same == [start == "first", start == "second"]
     trainer.close()
+
+
+def test_values_start_from_a_whole_reward_model_whose_base_has_a_head_with_a_bias(
+    tmp_path: Path,
+) -> None:
+    """A reward model's folder has nothing of the language head, whatever it is made of."""
+    problem = enumerable.make(tmp_path, "ab", 1)
+    model = {"base": str(problem.base), "dtype": "float32", "lora": "none"}
+    recipe = write_recipe(tmp_path, {"first": REWARD_MODEL} | yaml.safe_load(ALIGN), model)
+    run(recipe, "stages.align.rollout={max_new_tokens: 1}")
