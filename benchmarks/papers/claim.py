@@ -8,7 +8,7 @@ are no more. `words.md` is what people wrote: at most 200 words. The module itse
 
 - `compute(row, rule, folder)`: the values of a row, as plain data;
 - `measures(rows, rule)`: by name and seed, a number, or a list with one for each prompt;
-- `figure(rows, rule)`: the drawing.
+- `figures(rows, rule)`: drawings, by title.
 
 Where methods have rates, each is tuned on the tuning seeds: the rate with the highest mean of the
 measure that is called as the method counts, and only this one is computed for the seeds that are
@@ -18,10 +18,13 @@ shown.
 from __future__ import annotations
 
 import importlib
+import io
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -31,11 +34,14 @@ import numpy as np
 import yaml
 from scipy import special
 
+from alignkit.evaluation.statistics import estimate
 from alignkit.io.atomic import write_json, write_text
 from alignkit.io.digest import file_digest
 from alignkit_plugins.cells import crossed
+from alignkit_plugins.report import drawing
 
 HERE = Path(__file__).parent
+RECIPES = HERE.parents[1] / "recipes" / "papers"
 LEVEL = 0.05  # of a rule's tests together, in both directions
 SHOWN, OPPOSITE, UNCLEAR, FAILED, CONTRADICTS = (
     "shown here",
@@ -231,3 +237,38 @@ def judged(name: str, test: Mapping[str, Any], values: crossed.Array, level: flo
     elif high < -margin:
         result = OPPOSITE
     return Finding(name, result, mean, low, high, seeds, crossed.visible(found, tail))
+
+
+# What claims share
+
+
+def run_stages(
+    name: str, folder: Path, run: Path, stages: Sequence[str], words: Sequence[str]
+) -> None:
+    """Run stages of recipes/papers/NAME.yaml, which is copied next to its data."""
+    from alignkit.host.plugins import load_plugins
+    from alignkit.recipe.load import load_recipe
+    from alignkit.runs.run import run_recipe
+
+    recipe = folder / f"{name}.yaml"
+    shutil.copyfile(RECIPES / recipe.name, recipe)
+    load_plugins(sorted(RECIPES.glob("*.py")), [])
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        run_recipe(replace(load_recipe(recipe, words), chosen=tuple(stages)), run)
+
+
+def lines_of(
+    at: Sequence[float], values: Mapping[str, Sequence[Sequence[float]]]
+) -> dict[str, drawing.Line]:
+    """Means over seeds with 95% intervals; values: by name and seed, one at each x."""
+    found = dict[str, drawing.Line]()
+    for name, seeds in values.items():
+        y, band = list[float](), list[tuple[float, float]]()
+        for column in np.array(seeds, float).T.tolist():
+            one = estimate(column)
+            middle, low, high = one["mean"], one["low"], one["high"]
+            assert middle is not None
+            y.append(middle)
+            band.append((middle if low is None else low, middle if high is None else high))
+        found[name] = drawing.Line(at, y, band if len(seeds) > 1 else ())
+    return found

@@ -4,11 +4,8 @@ a sweep, with the optimal frontier, which only answers that can be enumerated ha
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,8 @@ import torch
 
 from alignkit import Group, Message, Pair, Response
 from alignkit.data.group import write_groups
-from alignkit.evaluation.statistics import estimate
-from alignkit.host.plugins import load_plugins
-from alignkit.recipe.load import load_recipe
-from alignkit.runs.run import run_recipe
 from alignkit_plugins.report import drawing
-from benchmarks.papers.claim import Row
+from benchmarks.papers.claim import Row, lines_of, run_stages
 from benchmarks.papers.enumerable import (
     Problem,
     kl,
@@ -33,7 +26,6 @@ from benchmarks.papers.enumerable import (
     write_reward,
 )
 
-RECIPES = Path(__file__).parents[3] / "recipes" / "papers"
 Points = Sequence[Sequence[float]]  # (KL, reward) of policies
 # The option that is varied; SFT has none
 VARIED = {
@@ -52,8 +44,6 @@ def compute(row: Row, rule: Mapping[str, Any], folder: Path) -> Any:
     if row.method == "optimum":
         return [point(problem, tilted(problem, beta)) for beta in values]
     write_data(problem, rule["pairs"])
-    recipe = folder / "dpo_frontier.yaml"
-    shutil.copyfile(RECIPES / recipe.name, recipe)
     found = list[Any]()
     for value in values:
         run, stage = folder / f"run-{value}", f"stages.{row.method}"
@@ -62,19 +52,12 @@ def compute(row: Row, rule: Mapping[str, Any], folder: Path) -> Any:
         words = [f"{stage}.learning_rate={row.rate}", f"seed={row.seed}"]
         if row.method in VARIED:
             words.append(f"{stage}.algorithm.{VARIED[row.method]}={value}")
-        train(recipe, run, row.method, words)
+        stages = ["reward", "ppo"] if row.method == "ppo" else [row.method]
+        run_stages("dpo_frontier", folder, run, stages, words)
         for version in rule["versions"]:
             folder_of = run / row.method / "kept" / str(version)
             found.append(point(problem, problem.distribution(folder_of)))
     return found
-
-
-def train(recipe: Path, run: Path, stage: str, words: Sequence[str]) -> None:
-    """Run a stage, after the reward model where it needs one."""
-    load_plugins([RECIPES / "unlikelihood.py"], [])
-    chosen = ("reward", "ppo") if stage == "ppo" else (stage,)
-    with redirect_stdout(io.StringIO()):
-        run_recipe(replace(load_recipe(recipe, words), chosen=chosen), run)
 
 
 def point(problem: Problem, policy: torch.Tensor) -> list[float]:
@@ -163,15 +146,11 @@ def measures(
     return shares
 
 
-def figure(rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]) -> drawing.Drawing:
-    """Gain against KL, with 95% intervals over seeds."""
+def figures(
+    rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
+) -> dict[str, drawing.Drawing]:
+    """Gain against KL."""
     at, found = curves(rows, rule)
-    lines = dict[str, drawing.Line]()
-    for method, own in found.items():
-        y, band = list[float](), list[tuple[float, float]]()
-        for column in np.array(list(own.values())).T.tolist():
-            one = estimate(column)
-            y.append(float(one["mean"] or 0.0))
-            band.append((one["low"] or y[-1], one["high"] or y[-1]))
-        lines[rule["methods"][method]["name"]] = drawing.Line(at.tolist(), y, band)
-    return drawing.curves(lines, "KL from the reference, nats")
+    named = {rule["methods"][name]["name"]: [*own.values()] for name, own in found.items()}
+    title = "Gain in reward, as a share of the most at 2 nats, against KL from the reference"
+    return {title: drawing.curves(lines_of(at.tolist(), named), "KL, nats")}
