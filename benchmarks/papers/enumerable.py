@@ -153,9 +153,11 @@ def preferences(problem: Problem) -> Tensor:
 
 def best_of(probs: Tensor, rewards: Tensor, n: int) -> Tensor:
     """The policy of best of n [answers]: P(reward <= r)^n - P(reward < r)^n, shared by what ties."""
-    up_to = (probs * (rewards <= rewards[:, None])).sum(-1)
-    same = (probs * (rewards == rewards[:, None])).sum(-1)
-    return (probs * (up_to**n - (up_to - same) ** n) / same).nan_to_num()
+    levels, level = rewards.unique(return_inverse=True)
+    mass = torch.zeros_like(levels, dtype=probs.dtype).index_add(0, level, probs)
+    up_to = mass.cumsum(0)
+    chance = up_to**n - (up_to - mass) ** n
+    return (probs * (chance / mass)[level]).nan_to_num()
 
 
 def kl(policy: Tensor, reference: Tensor) -> float:
