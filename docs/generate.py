@@ -7,8 +7,9 @@ line. WHAT is one of `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout
 `benchmarks/results.json`, `what fits`, `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a
 name (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`),
 `example` and a kind for the module that `alignkit plugins new` writes, or names for the reference
-of public names (`api Group Response`; see `api_names.py`), or a module for the rest of its
-docstring (`about functional`). It also writes `recipes/recipe.schema.json`. With --check nothing is
+of public names (`api Group Response`; see `api_names.py`), a module for the rest of its docstring
+(`about functional`), or a claim of a paper (`paper dpo_frontier`, and `papers` for all). It also
+writes `recipes/recipe.schema.json` and the pictures of `docs/papers`. With --check nothing is
 written; stale pages are listed and the exit code is 1.
 """
 
@@ -54,6 +55,7 @@ from alignkit_plugins.recipe_tools.options import (
 from alignkit_plugins.vllm.engine import Importance
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.markdown import markdown_table
+from benchmarks.papers import page as papers
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS: dict[str, type[BaseModel]] = {
@@ -110,6 +112,7 @@ def part(what: str) -> str:
         "events": event_table,
         "silent bugs": silent_bugs,
         "migrate": lambda: str(script("docs", "migrate_table").text()),
+        "papers": papers.index,
     }
     if what in tables:
         return tables[what]()
@@ -122,6 +125,8 @@ def part(what: str) -> str:
         return f"```python\n{new.example(name)}```\n"
     if kind == "results":
         return result_table(name)
+    if kind == "paper":
+        return papers.page(name)
     names = name.split()
     if kind in KINDS and names and all(plugins().has(kind, each) for each in names):
         return components(kind, [plugins().get(kind, each) for each in names])
@@ -132,6 +137,7 @@ def part(what: str) -> str:
         "about MODULE",
         "example KIND",
         "results MACHINE",
+        "paper CLAIM",
         "KIND NAMES",
     ]
     raise ValueError(f"'{what}' cannot be generated; known are {', '.join(known)}")
@@ -350,7 +356,7 @@ def main(arguments: Sequence[str]) -> int:
             stale.append(str(page.relative_to(ROOT)))
             if "--check" not in arguments:
                 page.write_text(new, encoding="utf-8")
-    files = {SCHEMA: schema_text(load_plugins())}
+    files = {SCHEMA: schema_text(load_plugins()), **papers.files(ROOT / "docs" / "papers")}
     for file, text in files.items():
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             stale.append(str(file.relative_to(ROOT)))

@@ -67,17 +67,19 @@ class Row(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a test of the rule says. low, high: ends of the interval. values: by seed. seen: the
-    difference that these rows could have seen: the least, the most likely and the most that it may
-    be. Exact tests have neither.
+    """What a test of the rule says. needs: what is shown, in words. low, high: ends of the interval;
+    exact tests have none, and their mean is the worst value. values: by seed. seen: the smallest
+    difference that had an 80% chance of being shown: the least, the most likely and the most that
+    it may be; of tests with a margin.
     """
 
     name: str
+    needs: str
     result: str
     mean: float
-    low: float
-    high: float
     values: Sequence[float]
+    low: float | None = None
+    high: float | None = None
     seen: Sequence[float] = ()
 
 
@@ -216,7 +218,7 @@ def judged(name: str, test: Mapping[str, Any], values: crossed.Array, level: flo
     if "tolerance" in test:
         worst = float(values.max())
         result = SHOWN if worst <= test["tolerance"] else CONTRADICTS
-        return Finding(name, result, worst, worst, worst, seeds)
+        return Finding(name, f"at most {test['tolerance']:g}", result, worst, seeds)
     found = crossed.parts(values)
     if len(values) == 1:  # seeds alone are drawn
         found = found._replace(free=10**9)
@@ -225,18 +227,16 @@ def judged(name: str, test: Mapping[str, Any], values: crossed.Array, level: flo
     half = float(special.stdtrit(every.free, 1 - tail) * np.sqrt(every.variance))
     mean = float(found.mean)
     low, high = mean - half, mean + half
-    margin = test.get("within", test.get("margin"))
-    result = UNCLEAR
     if "within" in test:
-        if -margin < low and high < margin:
-            result = SHOWN
-        elif low > margin or high < -margin:
-            result = OPPOSITE
-    elif low > margin:
-        result = SHOWN
-    elif high < -margin:
-        result = OPPOSITE
-    return Finding(name, result, mean, low, high, seeds, crossed.visible(found, tail))
+        margin, needs, seen = test["within"], f"within {test['within']:g}", list[float]()
+        shown = -margin < low and high < margin
+        opposite = low > margin or high < -margin
+    else:
+        margin, needs = test["margin"], f"above {test['margin']:g}"
+        seen = [margin + one for one in crossed.visible(found, tail)]
+        shown, opposite = low > margin, high < -margin
+    result = SHOWN if shown else OPPOSITE if opposite else UNCLEAR
+    return Finding(name, needs, result, mean, seeds, low, high, seen)
 
 
 # What claims share

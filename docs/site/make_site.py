@@ -38,7 +38,13 @@ PAGES = [
     "recipes/data/LICENSES.md",
 ]
 # As they are.
-SHOWN = ["docs/assets/*", "docs/gallery/*.html", "docs/benchmarks/*.json", "recipes/*.json"]
+SHOWN = [
+    "docs/assets/*",
+    "docs/papers/*.svg",
+    "docs/gallery/*.html",
+    "docs/benchmarks/*.json",
+    "recipes/*.json",
+]
 CODE = {".yaml": "yaml"}  # files that become pages
 REPOSITORY = "https://github.com/OWNER/alignkit/blob/main"
 FENCE = re.compile(r"^ *(```|~~~)")

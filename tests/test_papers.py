@@ -1,0 +1,210 @@
+"""Claims of papers: exact quantities against values by hand, what a rule makes of intervals, and
+rows that a changed rule voids.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from alignkit import functional as F
+from alignkit.data.group import read_groups
+from alignkit.testing import check_algorithm
+from benchmarks.papers import best_of_k, claim, dpo_frontier, page
+from benchmarks.papers.claim import CONTRADICTS, FAILED, OPPOSITE, SHOWN, UNCLEAR, Claim, judged
+from benchmarks.papers.enumerable import best_of, kl, make
+from tests.by_hand import batch, double, loss_of, new
+from tests.rows import read_rows
+
+ROOT = Path(__file__).parent.parent
+
+
+# Exact quantities
+
+
+def test_kl_of_best_of_two_by_hand() -> None:
+    """The other direction of KL would be 0.0759."""
+    reference, rewards = double([0.75, 0.25]), double([0.0, 1.0])
+    best = best_of(reference, rewards, 2)
+    assert best.tolist() == pytest.approx([0.5625, 0.4375])
+    assert kl(best, reference) == pytest.approx(0.08301, abs=1e-5)
+    ties = best_of(double([0.5, 0.25, 0.25]), double([0.0, 1.0, 1.0]), 2)
+    assert ties.tolist() == pytest.approx([0.25, 0.375, 0.375])
+
+
+@pytest.mark.parametrize("k", [2, 8, 64])
+def test_the_bound_is_met_where_no_answer_has_mass(k: int) -> None:
+    count = 1_000_000
+    even = torch.full((count,), 1 / count, dtype=torch.float64)
+    found = kl(best_of(even, torch.arange(count, dtype=torch.float64), k), even)
+    assert found == pytest.approx(F.best_of_n_kl(k), abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3, 4, 6])
+@pytest.mark.parametrize("quantile", best_of_k.QUANTILES.values())
+def test_the_mean_quantile_of_all_choices(k: int, quantile: float) -> None:
+    scores = np.random.default_rng(0).normal(size=(1, 6))
+    choices = [np.quantile(one, quantile) for one in itertools.combinations(scores[0], k)]
+    found = best_of_k.expected_quantile(scores, k, quantile)
+    assert found == pytest.approx(np.mean(choices))
+    if quantile == 1:
+        assert found == pytest.approx(float(F.expected_best_of_n(torch.tensor(scores), k)[0]))
+
+
+@pytest.mark.parametrize(
+    ("points", "wanted"),
+    [
+        ([(1.0, 0.5), (2.0, 0.4)], [0.0, 0.25, 0.5, 0.5, 0.5]),  # mixtures with the reference
+        ([(1.0, 0.1), (2.0, 0.8)], [0.0, 0.2, 0.4, 0.6, 0.8]),  # a policy below a mixture of others
+        ([(1.0, 0.8), (2.0, 1.0)], [0.0, 0.4, 0.8, 0.9, 1.0]),
+        ([(0.5, -0.3)], [0.0, 0.0, 0.0, 0.0, 0.0]),  # worse than the reference
+    ],
+)
+def test_a_frontier_is_the_upper_hull(
+    points: list[tuple[float, float]], wanted: list[float]
+) -> None:
+    found = dpo_frontier.frontier(points, 0.0, np.linspace(0, 2, 5))
+    assert found.tolist() == pytest.approx(wanted)
+
+
+def test_pairs_are_of_the_reference_and_the_better_one_tends_to_win(tmp_path: Path) -> None:
+    problem = make(tmp_path, "abc", 2, 0.5, seed=1)
+    dpo_frontier.write_data(problem, 2000)
+    gap, won = [], []
+    for group in read_groups(tmp_path / "pairs.jsonl"):
+        better, worse = (problem.answers.index(one.text) for one in group.responses)
+        assert [(pair.better, pair.worse) for pair in group.pairs] == [(0, 1)]
+        difference = float(problem.rewards[better] - problem.rewards[worse])
+        gap.append(1 / (1 + np.exp(-abs(difference))))
+        won.append(difference > 0)
+    assert np.mean(won) == pytest.approx(np.mean(gap), abs=0.03)
+    chosen = [group.responses[0].text for group in read_groups(tmp_path / "chosen.jsonl")]
+    assert len(chosen) == 2000
+    mean = np.mean([float(problem.rewards[problem.answers.index(one)]) for one in chosen])
+    assert mean > float((problem.reference * problem.rewards).sum()) + 0.1
+
+
+def test_unlikelihood_raises_the_better_and_lowers_the_worse() -> None:
+    file = ROOT / "recipes" / "papers" / "unlikelihood.py"
+    spec = importlib.util.spec_from_file_location("unlikelihood", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    logprobs = double([[-1.0, -2.0], [-3.0, 9.0]]).requires_grad_()
+    given = batch([[1, 1], [1, 0]], [(0, 1, 1.0)], group=[0, 0])
+    loss = loss_of(new(module.Unlikelihood, alpha=0.25), given, logprobs=logprobs)
+    assert loss.item() == pytest.approx(3.0 - 0.25 * 3.0)
+    loss.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [[-1.0, -1.0], [0.25, 0.0]]
+    check_algorithm(module.Unlikelihood)
+
+
+# Rules
+
+MARGIN, WITHIN, EXACT = {"margin": 0.1}, {"within": 0.1}, {"tolerance": 1e-6}
+
+
+@pytest.mark.parametrize(
+    ("test", "values", "result"),
+    [
+        (MARGIN, [0.30, 0.31, 0.29, 0.32], SHOWN),
+        (MARGIN, [0.08, 0.09, 0.08, 0.07], UNCLEAR),  # above 0, and not above the margin
+        (MARGIN, [-0.30, -0.31, -0.29, -0.32], OPPOSITE),
+        (MARGIN, [0.9, -0.2, 0.5, 0.1], UNCLEAR),
+        (WITHIN, [0.01, -0.01, 0.02, 0.0], SHOWN),
+        (WITHIN, [0.30, 0.31, 0.29, 0.32], OPPOSITE),
+        (WITHIN, [0.3, -0.3, 0.2, -0.1], UNCLEAR),  # a wide interval is no equality
+        (EXACT, [-0.5, 0.0, 9e-7], SHOWN),
+        (EXACT, [-0.5, 2e-6, -0.1], CONTRADICTS),
+    ],
+)
+def test_results_follow_from_intervals(
+    test: Mapping[str, float], values: list[float], result: str
+) -> None:
+    found = judged("", test, np.array([values]), 0.05)
+    assert found.result == result
+    if "tolerance" not in test:
+        # The t interval of the seeds
+        error = np.std(values, ddof=1) / 2 * (2.353 if "within" in test else 3.182)
+        assert found.low is not None and found.high is not None
+        assert found.high - found.low == pytest.approx(2 * error, rel=1e-3)
+    if "margin" in test:
+        least, likely, most = found.seen
+        assert 0.1 < least < likely < most and likely > 0.1 + error
+
+
+RULE = """
+seeds: {tuning: [0, 1], shown: [2, 3, 4]}
+methods:
+  start: {}
+  ours: {rates: [1, 5, 2]}
+control: {of: ours, minus: start, margin: MARGIN}
+tests:
+  good: {of: ours, margin: 0.5}
+  exact: {of: start, tolerance: 0}
+"""
+
+
+class Fake(SimpleNamespace):
+    """A claim's module; the best rate is 2. A row fails once."""
+
+    failed = False
+
+    def compute(self, row: claim.Row, rule: Any, folder: Path) -> Any:
+        if row.seed == 4 and not self.failed:
+            self.failed = True
+            raise KeyboardInterrupt
+        return 0.0 if row.rate is None else 1 + row.seed / 100 - abs(row.rate - 2)
+
+    def measures(self, rows: Any, rule: Any) -> dict[str, dict[int, float]]:
+        found = dict[str, dict[int, float]]()
+        for row in rows:
+            found.setdefault(row["method"], {})[row["seed"]] = row["values"]
+        return found
+
+
+def test_rows_know_their_rule_and_a_changed_rule_voids_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "HERE", tmp_path)
+    monkeypatch.setattr(claim.Claim, "module", Fake())
+    folder = tmp_path / "fake"
+    folder.mkdir()
+    (folder / "rule.yaml").write_text(RULE.replace("MARGIN", "0.5"), encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        Claim("fake").compute(tmp_path, 1, 1)
+    begun = json.loads((folder / "rows" / "start-4.json").read_text(encoding="utf-8"))
+    assert begun["rule"] == Claim("fake").digest and "values" not in begun
+    with pytest.raises(SystemExit, match="2 rows are missing"):
+        _ = Claim("fake").rows
+    Claim("fake").compute(tmp_path, 1, 1)
+    assert Claim("fake").rates() == {"ours": 2}
+    assert {row["seed"] for row in Claim("fake").rows} == {2, 3, 4}
+    results = {one.name: one.result for one in Claim("fake").findings()}
+    assert results == {"control": SHOWN, "good": SHOWN, "exact": SHOWN}
+    count = len(read_rows(folder / "runs.jsonl"))
+    assert count == 2 * 4 + 3 * 2 + 1  # of tuning, shown, and the one that failed
+    # A control that cannot be seen
+    (folder / "rule.yaml").write_text(RULE.replace("MARGIN", "3"), encoding="utf-8")
+    with pytest.raises(SystemExit, match="rows of tuning are missing"):
+        Claim("fake").rates()
+    Claim("fake").compute(tmp_path, 1, 1)
+    results = {one.name: one.result for one in Claim("fake").findings()}
+    assert results == {"control": UNCLEAR, "good": FAILED, "exact": SHOWN}
+    void = [row for row in Claim("fake").log() if row["rule"] != Claim("fake").digest]
+    assert len(void) == count
+
+
+@pytest.mark.parametrize("one", page.claims(), ids=lambda one: str(one.name))
+def test_few_words_by_hand(one: Claim) -> None:
+    assert sum(len(str(text).split()) for text in page.words(one).values()) <= 200
