@@ -3,7 +3,8 @@
 A claim is a package here, with these files. `rule.yaml` is written, and committed, before any row
 that is shown: seeds, what varies, tests with their margins, and the positive control. `rows/` has a
 small file for each row, with the digest of the rule from before it was computed; a row of another
-rule is void. `runs.jsonl` has a line for each row that was begun, also of tuning, and of rules that
+rule is void. The rule names the digests of the files of recipes/papers that rows depend on, so that
+a change of them changes the rule. `runs.jsonl` has a line for each row that was begun, also of tuning, and of rules that
 are no more. `words.md` is what people wrote: at most 200 words. The module itself has
 
 - `compute(row, rule, folder)`: the values of a row, as plain data;
@@ -96,6 +97,12 @@ class Claim:
     @cached_property
     def rule(self) -> Mapping[str, Any]:
         found: Mapping[str, Any] = yaml.safe_load((self.folder / "rule.yaml").read_text("utf-8"))
+        for name, digest in found.get("files", {}).items():
+            if file_digest(RECIPES / name) != digest:
+                raise SystemExit(
+                    f"{self.name}: recipes/papers/{name} is not the file that the rule names: restore "
+                    "it, or write its SHA-256 into rule.yaml, which voids all rows"
+                )
         return found
 
     @cached_property
