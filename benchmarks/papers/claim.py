@@ -1,11 +1,11 @@
 """A claim of a paper: its rule, the rows that it needs, and what they say.
 
 A claim is a package here, with these files. `rule.yaml` is written, and committed, before any row
-that is shown: seeds, what varies, tests with their margins, and the positive control. `rows/` has a
-small file for each row, with the digest of the rule from before it was computed; a row of another
-rule is void. The rule names the digests of the files of recipes/papers that rows depend on, so that
-a change of them changes the rule. `runs.jsonl` has a line for each row that was begun, also of tuning, and of rules that
-are no more. `words.md` is what people wrote: at most 200 words. The module itself has
+that is shown: seeds, what varies, tests with their margins, and the positive control. It names the
+digests of the files of recipes/papers that rows depend on. `rows/` has a small file for each row,
+with the digest of the rule from before it was computed; a row of another rule is void. `runs.jsonl`
+has a line for each row that was begun, also of tuning, and of rules that are no more. `words.yaml`
+is what people wrote: at most 200 words. The module itself has
 
 - `compute(row, rule, folder)`: the values of a row, as plain data;
 - `measures(rows, rule)`: by name and seed, a number, or a list with one for each prompt;

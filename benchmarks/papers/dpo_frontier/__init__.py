@@ -14,6 +14,7 @@ import torch
 
 from alignkit import Group, Message, Pair, Response
 from alignkit.data.group import write_groups
+from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.report import drawing
 from benchmarks.papers.claim import Row, lines_of, run_stages
 from benchmarks.papers.enumerable import (
@@ -38,7 +39,8 @@ VARIED = {
 
 def compute(row: Row, rule: Mapping[str, Any], folder: Path) -> Any:
     """(KL, reward) of the kept versions of each policy of the sweep."""
-    problem = make(folder, *rule["answers"], seed=row.seed)
+    letters, length, scale = rule["answers"]
+    problem = make(folder, letters, length, scale, seed=row.seed)
     method = rule["methods"][row.method]
     values = method["tuned_at"] if row.tuning and "rates" in method else method["values"]
     if row.method == "optimum":
@@ -93,18 +95,17 @@ def write_data(problem: Problem, count: int) -> None:
 # What the points say
 
 
-def frontier(points: Points, start: float, at: np.ndarray) -> np.ndarray:
+def frontier(points: Points, start: float, at: Array) -> Array:
     """The highest reward at each KL, of policies and of their mixtures: KL is convex, so a mixture
     of two has at most the KL that lies on the line between them. start: the reference's reward.
     """
     hull = [(0.0, start)]
-    for x, y in sorted(map(tuple, points)):
-        while len(hull) > 1 and _above(hull[-2], (x, y), hull[-1]):
+    for one, gain in sorted((float(x), float(y)) for x, y in points):
+        while len(hull) > 1 and _above(hull[-2], (one, gain), hull[-1]):
             hull.pop()
-        if y > hull[-1][1]:
-            hull.append((x, y))
-    x, y = zip(*hull, strict=True)
-    return np.interp(at, x, y)
+        if gain > hull[-1][1]:
+            hull.append((one, gain))
+    return np.interp(at, *np.array(hull).T)
 
 
 def _above(left: tuple[float, float], right: tuple[float, float], middle: Any) -> bool:
@@ -115,7 +116,7 @@ def _above(left: tuple[float, float], right: tuple[float, float], middle: Any) -
 
 def curves(
     rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
-) -> tuple[np.ndarray, dict[str, dict[int, np.ndarray]]]:
+) -> tuple[Array, dict[str, dict[int, Array]]]:
     """A grid of KL, and by method and seed the gain in reward of its frontier there, as a share of
     the most that is possible at its end.
     """
@@ -125,7 +126,7 @@ def curves(
         if row["method"] == "optimum":
             start = min(row["values"])[1]  # beta of 1e9: the reference
             best[row["seed"]] = start, float(frontier(row["values"], start, at)[-1])
-    found = dict[str, dict[int, np.ndarray]]()
+    found = dict[str, dict[int, Array]]()
     for row in rows:
         start, top = best[row["seed"]]
         gain = (frontier(row["values"], start, at) - start) / (top - start)
@@ -151,6 +152,8 @@ def figures(
 ) -> dict[str, drawing.Drawing]:
     """Gain against KL."""
     at, found = curves(rows, rule)
-    named = {rule["methods"][name]["name"]: [*own.values()] for name, own in found.items()}
+    named = dict[str, Any]()
+    for name, own in found.items():
+        named[rule["methods"][name]["name"]] = [*own.values()]
     title = "Gain in reward, as a share of the most at 2 nats, against KL from the reference"
     return {title: drawing.curves(lines_of(at.tolist(), named), "KL, nats")}
