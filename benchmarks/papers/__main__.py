@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.papers.claim import HERE, Claim
+from benchmarks.papers.page import table
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -30,8 +31,7 @@ def main(
     claim = Claim(name)
     with tempfile.TemporaryDirectory(prefix="alignkit-papers-") as temporary:
         claim.compute(folder or Path(temporary), *map(int, part.split("/")))
-    for one in claim.findings():
-        print(f"{one.name}: {one.result}: {one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]")
+    print(table(claim))
 
 
 if __name__ == "__main__":
