@@ -109,7 +109,8 @@ def files(folder: Path) -> dict[Path, str]:
         points = dict[str, drawing.Point]()
         for one in claim.findings():
             if one.low is not None and one.high is not None:
-                points[name_of(one)] = drawing.Point(one.mean, one.low, one.high, one.values)
+                name = name_of(one).replace("`", "")
+                points[name] = drawing.Point(one.mean, one.low, one.high, one.values)
         small = drawing.alone(drawing.rows(points), SMALL)
         found[folder / f"{claim.name}-small.svg"] = small
     return found

@@ -105,8 +105,8 @@ def measures(
 def figures(
     rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
 ) -> dict[str, drawing.Drawing]:
-    """KL against log K, and the gain of quantiles of K samples."""
-    at = np.log(rule["k"]).tolist()
+    """KL, and the gain of quantiles of K samples, against K."""
+    at = np.log2(rule["k"]).tolist()
     kls: dict[str, Any] = {"bound": [[F.best_of_n_kl(k) for k in rule["k"]]]}
     gains = dict[str, Any]()
     for row in rows:
@@ -116,8 +116,8 @@ def figures(
             if quantile in row["values"]:
                 gains.setdefault(quantile, []).append(row["values"][quantile])
     return {
-        "KL of best of K, in nats, against log K": drawing.curves(lines_of(at, kls), "log K"),
-        "Reward of K samples, in standard deviations above the mean of one, against log K": (
-            drawing.curves(lines_of(at, gains), "log K")
+        "KL of best of K, in nats": drawing.curves(lines_of(at, kls), "K, doublings"),
+        "Reward of K samples, in standard deviations above the mean of one": (
+            drawing.curves(lines_of(at, gains), "K, doublings")
         ),
     }
