@@ -124,6 +124,23 @@ def test_a_table_names_variants_and_claims_by_direction() -> None:
     assert ppo.difference["low"] < 0.5 < ppo.difference["high"] + 0.03
 
 
+def test_variants_of_the_only_policy_are_compared_with_the_first() -> None:
+    """Also where all values are alike, which says nothing of others."""
+    cells = []
+    for variant, own in (("ppo", HALF), ("grpo", ALL)):
+        for seed in (3, 4, 5):
+            made = cell(variant, seed, {"right": own}, baseline=None, policies=["align"])
+            scores = made["evaluations"]["report"]["scores"]["right"]
+            scores.pop("sft")
+            made["evaluations"]["report"]["measures"]["right"]["scale"]["levels"] = None
+            cells.append(made)
+    table = table_of(cells, "report")
+    (row,) = (row for row in table.rows if row.baseline)
+    assert (row.policy, row.baseline, row.clear) == ("grpo", "ppo", 1)
+    assert row.difference["mean"] == 0.5 and row.difference["low"] > 0
+    assert row.estimate["low"] is None and "could see" in table.notes[0]
+
+
 def test_one_seed_has_no_interval_over_seeds() -> None:
     table = table_of([cell("ppo", 3, {"right": ALL})], "report")
     assert table.notes == ["one seed, 3: the intervals are over prompts only"]

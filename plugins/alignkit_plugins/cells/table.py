@@ -32,6 +32,7 @@ OF_A_RUN = (SEED, "trained_on", "scale")  # parts of these that may differ
 RIGHT_AND_WRONG = [[1.0], [1.0], [0.0], [0.0]]  # pseudo-prompts of a share (Agresti and Coull 1998)
 ERROR = (1 - statistics.CONFIDENCE) / 2  # in each direction
 EQUAL = 1e-12  # differences that are rounding
+UNKNOWN = {"low": None, "high": None}  # an interval of values that are all alike
 LARGE = 0.25  # share of the variance that is the seeds', from which more prompts do not help
 UNCLEAR = "No clear difference in"  # says only which other metrics there are
 VARY = "Seeds vary what is sampled and in which order, not which rows were collected."
@@ -72,18 +73,19 @@ def table_of(cells: Cells, stage: str) -> CellTable:
     for variant, runs in whole.items():
         for one in runs:
             evaluations.append((one["evaluations"][stage], names[variant], one[SEED]))
-    scores, baseline = scores_in(evaluations), first["baseline"]
+    scores, of_first = scores_in(evaluations), names[next(iter(whole))]
+    # Variants of the only policy, or of the baseline, are compared with the first one
+    baseline = of_first[first["baseline"] or first["policies"][-1]]
     columns = dict.fromkeys(name for own in names.values() for name in own.values())
     others = [name for name in columns if name not in (baseline, BASE)]
     rows, headline = compared(scores, baseline, others), first["headline"]
     if len(seeds) == 1:
         notes += [f"one seed, {seeds[0]}: the intervals are over prompts only"]
-    elif baseline in columns and others:
+    elif others:
         notes += _visible(scores, headline, baseline, others)
-    if baseline in columns:
-        notes += _best(scores, headline, baseline, others)
-        varied = [name for name in others if name not in first["policies"]] or others
-        notes += apart(scores, headline, varied[:1], varied[1:])
+    notes += _best(scores, headline, baseline, others)
+    varied = [name for name in others if name not in first["policies"]] or others
+    notes += apart(scores, headline, varied[:1], varied[1:])
     for key, numbers in numbers_of([one["values"] for one in cells], SEED).items():
         last, grid = first["policies"][-1], _grid(scores, headline)
         at = {names[variant][last]: number for variant, number in numbers.items()}
@@ -278,8 +280,11 @@ def _mean(share: Array, of_shares: bool) -> dict[str, Any]:
     low, high = middle - half, middle + half
     if of_shares:
         low, high = max(0.0, low), min(1.0, high)
-    known = {"low": low, "high": high, "n": len(share), "seeds": share.mean(0).tolist()}
-    return {"mean": float(share.mean()), **known}
+    ends: Any = {"low": low, "high": high}
+    if not of_shares and float(np.ptp(share)) < EQUAL:
+        ends = UNKNOWN
+    seeds = share.mean(0).tolist()
+    return {"mean": float(share.mean()), **ends, "n": len(share), "seeds": seeds}
 
 
 def _differences(gaps: Mapping[str, Array], of_shares: bool) -> dict[str, dict[str, Any]]:
@@ -292,7 +297,10 @@ def _differences(gaps: Mapping[str, Array], of_shares: bool) -> dict[str, dict[s
     for (name, own), (low, high), p in zip(gaps.items(), ends, sided, strict=True):
         by_prompt, both = own.mean(1), 2 * float(min(p))
         different, equal = int(np.count_nonzero(by_prompt)), float(np.ptp(by_prompt)) < EQUAL
-        one = {"mean": float(own.mean()), "low": float(low), "high": float(high), "n": len(own)}
+        bounds: Any = {"low": float(low), "high": float(high)}
+        if equal and not of_shares and float(np.ptp(own)) < EQUAL:
+            bounds = UNKNOWN
+        one = {"mean": float(own.mean()), **bounds, "n": len(own)}
         differences[name] = {**one, "p": statistics.not_surer(both, different, equal)}
     return differences
 
@@ -312,10 +320,10 @@ def _visible(scores: Scores, metric: str, baseline: str, names: Sequence[str]) -
     ends, unit = [f"{one:.2g}" for one in (least, most)], ""
     if measure.percent:
         if least >= 1:
-            return [f"The table could see no difference at all: {what}."]
+            return [f"The table could see no difference at all in {metric}: {what}."]
         ends, unit = [f"{100 * one:.0f}" for one in (least, min(1.0, most))], " points"
     seen = " to ".join(dict.fromkeys(ends))
-    return [f"The table could see a difference of {seen}{unit}: {what}."]
+    return [f"The table could see a difference of {seen}{unit} in {metric}: {what}."]
 
 
 # For people
