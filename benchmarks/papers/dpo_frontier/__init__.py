@@ -70,26 +70,30 @@ def point(problem: Problem, policy: torch.Tensor) -> list[float]:
 
 def write_data(problem: Problem, count: int) -> None:
     """Pairs of the reference's own answers, of which one is preferred by Bradley-Terry, and the
-    better ones alone.
+    better ones alone. All pairs are one row, eight times: steps of all of them, eight an epoch.
     """
     draw = torch.Generator().manual_seed(problem.seed)
     both = torch.multinomial(problem.reference, 2 * count, replacement=True, generator=draw)
     first, second = both.reshape(2, -1)
     wins = torch.rand(count, generator=draw) < preferences(problem)[first, second]
-    pairs, chosen = list[Group](), list[Group]()
-    for at in range(count):
-        answers = [problem.answers[int(side[at])] for side in (first, second)]
-        responses = [Response(a, tokens=problem.ids(a), truncated=True) for a in answers]
-        if not wins[at]:
-            responses.reverse()
-        asked = (Message(role="user", content=str(at)),)
-        chosen.append(Group(asked, (responses[0],), id=str(at)))
-        if answers[0] != answers[1]:
-            pairs.append(Group(asked, tuple(responses), (Pair(0, 1),), id=str(at)))
-    write_groups(problem.folder / "pairs.jsonl", pairs)
+    better = torch.where(wins, first, second).tolist()
+    worse = torch.where(wins, second, first).tolist()
+    responses = [Response(a, tokens=problem.ids(a), truncated=True) for a in problem.answers]
+    pairs = tuple(Pair(i, j) for i, j in zip(better, worse, strict=True) if i != j)
+    chosen, rows = list[Group](), list[Group]()
+    for at, answer in enumerate(better):
+        chosen.append(Group(question(at), (responses[answer],), id=str(at)))
+    for at in range(8):
+        rows.append(Group(question(at), tuple(responses), pairs, id=str(at)))
+    write_groups(problem.folder / "pairs.jsonl", rows)
     write_groups(problem.folder / "chosen.jsonl", chosen)
     write_prompts(problem, 64)
     write_reward(problem)
+
+
+def question(at: int) -> tuple[Message, ...]:
+    """Prompts whose tokens are equal, see `write_prompts`."""
+    return (Message(role="user", content=str(at)),)
 
 
 # What the points say
