@@ -80,10 +80,11 @@ def test_pairs_are_of_the_reference_and_the_better_one_tends_to_win(tmp_path: Pa
     problem = make(tmp_path, "abc", 2, 0.5, seed=1)
     dpo_frontier.write_data(problem, 2000)
     gap, won = [], []
-    for group in read_groups(tmp_path / "pairs.jsonl"):
-        better, worse = (problem.answers.index(one.text) for one in group.responses)
-        assert [(pair.better, pair.worse) for pair in group.pairs] == [(0, 1)]
-        difference = float(problem.rewards[better] - problem.rewards[worse])
+    first, *others = read_groups(tmp_path / "pairs.jsonl")
+    assert all(one.pairs == first.pairs for one in others)
+    assert [one.text for one in first.responses] == problem.answers
+    for pair in first.pairs:
+        difference = float(problem.rewards[pair.better] - problem.rewards[pair.worse])
         gap.append(1 / (1 + np.exp(-abs(difference))))
         won.append(difference > 0)
     assert np.mean(won) == pytest.approx(np.mean(gap), abs=0.03)
