@@ -72,7 +72,7 @@ def matches(found: list[str], wanted: str) -> bool:
 def test_each_cause_is_named_by_what_it_does(changes: str, options: str, wanted: str) -> None:
     curves = {**yaml.safe_load(HEALTHY), **yaml.safe_load(changes)}
     rows = [{"step": at + 1, **{name: y[at] for name, y in curves.items()}} for at in range(6)]
-    found = diagnosis(rows, yaml.safe_load(options), {})
+    found = diagnosis(rows, yaml.safe_load(options))
     assert matches(found, wanted), found
 
 
@@ -82,10 +82,8 @@ def test_so_are_those_of_stages_that_sample_nothing(changes: str, wanted: str) -
     for at in range(20):
         row = {name: y[at // 5] for name, y in yaml.safe_load(changes).items()}
         rows.append({"step": at + 1, **row})
-    found = diagnosis(rows, {}, {})
+    found = diagnosis(rows, {})
     assert matches(found, wanted), found
-    if "held-out" in wanted:
-        assert diagnosis(rows, {}, {"best_epoch": 2}) == []
 
 
 # What tiny models learn
@@ -121,12 +119,6 @@ def long(completions: list[str], **columns: Any) -> list[float]:
     return [len(text) / 20 for text in completions]
 
 
-def opposed(completions: list[str], kind: list[str], **columns: Any) -> list[float]:
-    """Vowels please one kind of prompt and displease the other."""
-    signs = [{"one": 1.0, "two": -0.5}[each] for each in kind]
-    return [sign * share for sign, share in zip(signs, vowels(completions), strict=True)]
-
-
 # What goes wrong, in words of the diagnosis, or `-`, and how: overrides of the recipe, `a.` for `stages.align.`
 PLANTED = """
 too high              | a.learning_rate=0.1
@@ -135,22 +127,23 @@ too high              | a.learning_rate=0.1 a.algorithm=rloo
 ran out               | a.lr_scheduler_type={polynomial:{power:6}}
 ran out               | a.lr_scheduler_type={polynomial:{power:8}} a.algorithm=ppo seed=1
 rises with the length | a.reward.python.function=long a.rollout.max_new_tokens=64
+rises with the length | a.reward.python.function=long a.rollout.max_new_tokens=64 a.learning_rate=0.005 seed=1
 same reward           | a.reward.python.function=same
 same reward           | a.reward.python.function=same a.algorithm=ppo seed=1
 too few               | a.prompts_per_iteration=2 a.rollout.samples_per_prompt=2
 too few               | a.prompts_per_iteration=2 a.rollout.samples_per_prompt=2 a.algorithm=rloo
 moved only            | a.learning_rate=0.000001
 Nothing holds         | a.algorithm={grpo:{kl_coefficient:0}} a.learning_rate=0.01 a.iterations=16
-Nothing holds         | a.algorithm={ppo:{kl_coefficient:0}} a.learning_rate=0.01 a.iterations=16 seed=1
 truncated             | a.rollout.stop=[]
 truncated             | a.rollout.stop=[] a.algorithm=rejection_sampling seed=1
 reference             | a.from=sft a.reference=base
 reference             | a.from=sft a.reference=base a.algorithm=ppo seed=1
-did not fall          | stages.sft.learning_rate=0.00000001 a.iterations=1
+did not fall          | stages.sft.learning_rate=0.00000001 stages.sft.epochs=4 a.iterations=1
 -                     |
 -                     | seed=1
 -                     | seed=2
 -                     | a.algorithm=rloo
+-                     | a.algorithm=rloo a.learning_rate=0.01 seed=1
 -                     | a.algorithm={ppo:{group_baseline:true}}
 -                     | a.algorithm={ppo:{group_baseline:true}} seed=1
 -                     | a.algorithm=rejection_sampling

@@ -34,13 +34,12 @@ FEW, FEW_STEPS = 4, 20  # iterations, and steps, that show no trend
 
 
 class Course(NamedTuple):
-    """A stage as rules see it: the curves of its metrics, the options of its algorithm, as far as
-    the recipe names them, and its summary.
+    """A stage as rules see it: the curves of its metrics, and the options of its algorithm, as far
+    as the recipe names them.
     """
 
     curves: Mapping[str, Line]
     options: Mapping[str, Any]
-    summary: Mapping[str, Any]
 
     def y(self, name: str) -> Sequence[float]:
         return self.curves.get(name, NONE).y
@@ -59,13 +58,11 @@ class Course(NamedTuple):
         return after - before, math.hypot(*errors[:part], *errors[-part:]) / part
 
 
-def diagnosis(
-    rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any], summary: Mapping[str, Any]
-) -> list[str]:
+def diagnosis(rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[str]:
     """What is wrong with a training stage, the cause of most other trouble first. rows: of its
     metrics.jsonl.
     """
-    course = Course(lines_of(rows), options, summary)
+    course = Course(lines_of(rows), options)
     found = list[str]()
     for rule in RULES["response_tokens" in course.curves]:
         found += rule(course)
@@ -180,12 +177,12 @@ def _nothing_learned(course: Course) -> Iterator[str]:
 
 def _turned(course: Course) -> Iterator[str]:
     x, losses, *_ = course.curves.get("validation/loss", NONE)
-    if losses and losses[-1] > TURNED * min(losses) and "best_epoch" not in course.summary:
+    if losses and losses[-1] > TURNED * min(losses):
         best = x[losses.index(min(losses))]
         yield (
             f"The held-out loss was lowest at step {best:.0f} ({short(min(losses))}) and is "
-            f"{short(losses[-1])} at the end: it learns its training data by heart. Lower epochs "
-            "or learning_rate."
+            f"{short(losses[-1])} at the end: it learns its training data by heart. The best epoch "
+            "is the result; lower epochs or learning_rate."
         )
 
 

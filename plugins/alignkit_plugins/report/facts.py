@@ -205,7 +205,7 @@ class Stage:
         if self.kind != "algorithm":
             return []
         options = mapping(mapping(self.written["algorithm"]).get(self.plugin))
-        return diagnosis(self.rows, options, self.summary)
+        return diagnosis(self.rows, options)
 
     def data(self) -> Iterator[dict[str, Any]]:
         """The sources that it read."""
