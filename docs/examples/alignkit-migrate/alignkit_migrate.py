@@ -21,6 +21,7 @@ from alignkit.contract.commands import RegisterCommand
 from alignkit.errors import AlignkitError, refuse
 
 _TURNS = ("message_property_mappings", "roles")
+TRAINERS = "sft, dpo, kto, reward, simpo, orpo, grpo and rloo"
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 
 
@@ -33,9 +34,7 @@ def migrate(
     ),
     trainer: Annotated[
         str,
-        typer.Option(
-            metavar="NAME", help="sft, dpo, kto, reward, grpo or rloo, if the file does not say it."
-        ),
+        typer.Option(metavar="NAME", help=f"One of {TRAINERS}, if the file does not say it."),
     ] = "",
     partial: Annotated[
         bool, typer.Option("--partial", help="Leave out what has no counterpart.")
@@ -92,9 +91,10 @@ def converted(values: Any, trainer: str, config: str) -> Migration:
     named = found.given.pop("trainer", "sft" if tool == "axolotl" else "")
     found.trainer = {"reward": "reward_model"}.get(trainer, trainer or str(named))
     if found.trainer not in found.tables["fields"]:
+        problem = f"no trainer here is called '{found.trainer}'"
         refuse(
-            f"{config}: no trainer here is called '{found.trainer}'",
-            "add --trainer NAME: sft, dpo, kto, reward, grpo or rloo",
+            f"{config}: {problem if found.trainer else 'it does not say the trainer'}",
+            f"add one of {TRAINERS}: alignkit migrate {config} --trainer sft",
         )
     for name in ("model_name_or_path", "dataset_name"):
         if not found.given.get(name):
@@ -126,19 +126,20 @@ class Migration:
         self.notes, self.lost, self.first_rows = list[str](), list[str](), list[Any]()
 
     def read(self, values: Mapping[str, Any]) -> None:
-        """Take the fields over, in TRL's words."""
-        table = self.tables[self.tool]
+        """Take the fields over, in TRL's words. A value that stands for several fields wins."""
+        table, several = self.tables[self.tool], dict[str, Any]()
         for word, value in values.items():
             name = table["names"].get(word, word)
             if isinstance(value, str | int):
                 value = table["values"].get(word, {}).get(value, value)
                 if isinstance(value, dict):
-                    self.given |= value
+                    several |= value
                     continue
             if name in self.words:
                 self.lose(word)
             if value is not None and word != "trl":
                 self.given[name], self.words[name] = value, word
+        self.given |= several
 
     def write(self) -> None:
         """Carry everything over."""
