@@ -20,6 +20,7 @@ def text() -> str:
     for trainer, keys in tables["fields"].items():
         rows += _rows({"online": "grpo, rloo"}.get(trainer, trainer), keys)
     rows += [(_code(each), text) for each, text in tables["differs"].items()]
+    rows += [(f"{_code(each)} null, false or 0", text) for each, text in tables["unset"].items()]
     words = [(tool, *map(_code, each)) for tool in TOOLS for each in tables[tool]["names"].items()]
     words = markdown_table(("tool", "its word", "TRL's"), words)
     silent = f"Nothing that is learned depends on {_code(', '.join(tables['silent']))}."

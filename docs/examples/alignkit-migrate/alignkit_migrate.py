@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,6 +23,7 @@ from alignkit.errors import AlignkitError, refuse
 
 _TURNS = ("message_property_mappings", "roles")
 TRAINERS = "sft, dpo, kto, reward, simpo, orpo, grpo and rloo"
+PAIRS = ("dpo", "simpo", "orpo", "reward_model")
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 
 
@@ -46,7 +48,7 @@ def migrate(
     and stays in the recipe's head.
     """
     from alignkit.recipe.load import load_named
-    from alignkit.recipe.yaml import dump, plain_data
+    from alignkit.recipe.yaml import dump, plain_data, rewritten
     from alignkit_plugins.recipe_tools.check import checked
 
     if not config.is_file():
@@ -63,7 +65,9 @@ def migrate(
     notes = found.notes + [f"no counterpart: {each}" for each in found.lost]
     head = [f"From {config.name}, by alignkit migrate.", *notes]
     text = "".join(f"# {line}\n" for line in head)
-    recipe.write_text(text + dump(found.recipe), encoding="utf-8")
+    paths = rewritten(found.recipe, lambda text, _: found.moved(text, recipe.parent))
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(text + dump(paths), encoding="utf-8")
     print("\n".join([*notes, f"wrote {recipe}; alignkit check {recipe} says:"]), flush=True)
     checked(load_named(str(recipe), [])).show()
 
@@ -115,6 +119,8 @@ class Migration:
     """
 
     trainer: str
+    dataset_dir: str
+    rows: int  # of all files for training; 0 if unknown
     lora: Any
 
     def __init__(self, tool: str, config: str):
@@ -137,7 +143,9 @@ class Migration:
                     continue
             if name in self.words:
                 self.lose(word)
-            if value is not None and word != "trl":
+            if not value and name in self.tables["unset"]:
+                self.notes.append(f"{word} {json.dumps(value)}: {self.tables['unset'][name]}")
+            elif value is not None and word != "trl":
                 self.given[name], self.words[name] = value, word
         self.given |= several
 
@@ -162,6 +170,8 @@ class Migration:
             self.losses(options)
         if given.get("loss_type") == "dr_grpo":
             options["max_tokens"] = given["max_completion_length"]
+        if given.pop("use_bnb_nested_quant", False) and given.get("load_in_4bit") is True:
+            given["load_in_4bit"] = "double"
         if modules := self.many("lora_target_modules"):
             given["lora_target_modules"] = "all-linear" if "all-linear" in modules else modules
         self.trackers()
@@ -249,17 +259,26 @@ class Migration:
     def data(self, online: bool) -> None:
         """The data sets and what is held out."""
         given, share = self.given, self.number("test_split_size")
+        self.dataset_dir = str(given.pop("dataset_dir", "data"))
         more = {
             key: given.pop(name) for name, key in self.tables["sources"].items() if name in given
         }
         test = {"split": given.pop("dataset_test_split", "test")}
         sources = [self.source(each, more) for each in self.many("dataset_name")]
+        counts_matter = share >= 1 or "warmup_steps" in given
+        counts = [counts_matter and self.count_rows(each) for each in sources]
+        self.rows = sum(counts) if all(counts) else 0
         tests = [self.source(each, more) for each in self.many("eval_dataset")]
+        if 1 <= share < self.rows:
+            word = self.words["test_split_size"]
+            self.notes.append(f"{word}: {share:g} of {self.rows} rows, as their share")
+            share = round(share / self.rows, 6)
         if share >= 1:
-            self.lose("test_split_size", share)
+            self.lose("test_split_size", f"{share:g} (write its share of the rows, such as 0.05)")
         elif share:
             held_out = {"part": [share, 1]} if online else {"validation": share}
             sources = [each | held_out for each in sources]
+        self.rows = max(0, math.ceil(self.rows * (1 - share)))
         strategy = given.pop("eval_strategy", "no")
         evaluated = strategy not in (False, "no")
         if online and (evaluated or tests):
@@ -275,9 +294,20 @@ class Migration:
         if tests and not online:
             self.stage["validation"] = tests if tests[1:] else tests[0]
 
+    def count_rows(self, source: Mapping[str, Any]) -> int:
+        """The rows of a source; 0 if it is no file that can be read."""
+        from alignkit_plugins.command_line.words import reader_of
+
+        with suppress(AlignkitError, OSError, KeyError, TypeError):
+            reader = reader_of(str(self.file(source["path"])), "alignkit migrate")
+            rows = sum(1 for _ in reader.stored_rows())
+            return min(rows, source.get("limit", rows))
+        return 0
+
     def source(self, one: Any, more: Mapping[str, Any]) -> dict[str, Any]:
         """A data set as source of a recipe."""
         entry = {**more, **(one if isinstance(one, dict) else {"path": one})}
+        entry = self.registered(entry)
         path, kind = entry.pop("path", None), entry.pop("type", "default")
         if path in ("json", "csv", "parquet", "text"):
             path = entry.pop("data_files", None)
@@ -289,8 +319,6 @@ class Migration:
         split = str(entry.pop("split", "train"))
         if Path(path).suffix not in FILES:
             source = {"hub": path, "split": split}
-            if self.tool == "llamafactory" and "/" not in path:
-                self.lose("dataset_name", f"{path} (of dataset_info.json: write its file)")
         if "[" in split:
             self.lose("split", split)
         columns = self.columns(str(kind), entry)
@@ -302,14 +330,65 @@ class Migration:
             columns = {}
         elif turns:
             self.lose("datasets: message_property_mappings")
-        self.first_rows.append(_first_row(path) if "path" in source else None)
+        self.first_rows.append(_first_row(self.file(path)) if "path" in source else None)
         for key, value in entry.items():
             words = set(re.findall(r"\w+", str(value)))
-            if key in ("name", "revision", "data_files"):
+            if key in ("name", "revision", "data_files", "limit"):
                 source[key] = value
             elif value and not words <= set(self.tables["entries"].get(key, ())):
                 self.lose(f"datasets: {key}")
         return source | ({"columns": columns} if columns else {})
+
+    def registered(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """What LLaMA-Factory's dataset_info.json says of a name, in axolotl's words."""
+        name, tables = str(entry.get("path")), self.tables["dataset_info"]
+        named = "/" not in name and Path(name).suffix not in FILES
+        if self.tool != "llamafactory" or self.dataset_dir == "ONLINE" or not named:
+            return entry
+        file = self.file(self.dataset_dir) / "dataset_info.json"
+        known: Any = {}
+        with suppress(OSError, ValueError):
+            known = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(known, dict) or not isinstance(known.get(name), dict):
+            refuse(
+                f"{self.config}: dataset: {file} says nothing of '{name}'",
+                "write the file itself, such as dataset: data/identity.json, or the folder of "
+                "dataset_info.json as dataset_dir",
+            )
+        info = known[name]
+        if info.pop("formatting", "alpaca") != "alpaca":
+            info.setdefault("columns", {"messages": "conversations"})
+        compared = "compared" if info.pop("ranking", False) else self.trainer
+        names = tables["columns"].get(compared, {})
+        for word, column in info.pop("columns", {}).items():
+            if word in names:
+                info[f"field_{names[word]}"] = column
+            else:
+                self.lose(f"dataset_info.json: {name}: {word}")
+        for word, value in info.pop("tags", {}).items():
+            place, key = tables["tags"].get(word, ("tags", word))
+            info.setdefault(place, {})[key] = value
+        local = info.pop("file_name", None)
+        info["path"] = info.pop("hf_hub_url", local and str(file.with_name(local)))
+        return entry | {tables["keys"].get(word, word): info[word] for word in info}
+
+    def file(self, path: str) -> Path:
+        """A file, which starts where the tool runs, or else at the config's folder."""
+        from alignkit.io.text import exists
+
+        near = Path(self.config).parent / path
+        return near if exists(near) and not exists(Path(path)) else Path(path)
+
+    def moved(self, text: str, folder: Path) -> str:
+        """A text of the recipe in a folder, at which its paths start."""
+        from alignkit.io.text import exists
+
+        found = self.file(text)
+        is_path = "." in text or "/" in text
+        if not is_path or found.is_absolute() or not exists(found):
+            return text
+        start = Path(os.path.relpath(found, folder))
+        return text if start == Path(text) else start.as_posix()
 
     def columns(self, kind: str, entry: dict[str, Any]) -> dict[str, str]:
         """The columns of a type of axolotl that have other names here. Takes them out."""
@@ -321,6 +400,8 @@ class Migration:
             self.recipe["model"]["chat_template"] = template
         for key in [each for each in entry if each.startswith("field")]:
             columns[key.removeprefix("field").lstrip("_") or "text"] = entry.pop(key)
+        if "messages" in columns and self.trainer in PAIRS:
+            columns["prompt"] = columns.pop("messages")
         if "text" in columns:
             self.trainer = "lm"
             self.given.pop("assistant_only_loss", None)
@@ -369,11 +450,18 @@ class Migration:
         self.stage["batch_size"] = int(size)
         if not steps and (online or epochs % 1):
             self.lose("num_train_epochs", f"{epochs:g} (set max_steps)")
+        if "warmup_steps" in given and "warmup_ratio" not in self.words:
+            given["warmup_ratio"] = 0.0  # also of 0, which is not axolotl's default
         warmup = self.number("warmup_steps")
+        if not steps and not online:
+            steps = math.ceil(self.rows / max(1, size)) * epochs
         if warmup >= 1 and not steps:
-            self.lose("warmup_steps", f"{warmup:g} (set warmup_ratio)")
+            share = f"{warmup * size / (epochs or 1):g} / the number of rows"
+            self.lose("warmup_steps", f"{warmup:g} (write warmup_ratio: {share})")
+        elif warmup >= 1:  # rounded down, because alignkit rounds the steps up
+            given["warmup_ratio"] = min(1, math.floor(1e6 * warmup / steps) / 1e6)
         elif warmup:
-            given["warmup_ratio"] = warmup if warmup < 1 else min(1, warmup / steps)
+            given["warmup_ratio"] = warmup
 
     def losses(self, options: dict[str, Any]) -> None:
         """The losses of DPO and their weights."""
@@ -393,8 +481,9 @@ class Migration:
         rewards, weights = {}, {}
         for name, weight in self.weighted("reward_funcs", "reward_weights"):
             module, _, function = self.tables["rewards"].get(name, name).rpartition(".")
-            part = {"python": _python(module, function)}
-            if Path(name).is_dir():
+            file = self.file(f"{module.replace('.', '/')}.py")
+            part = {"python": _python(file, module, function)}
+            if self.file(name).is_dir():
                 part = {"folder": name}
             elif not module or "/" in name:
                 self.lose("reward_funcs", name)
@@ -444,18 +533,18 @@ class Migration:
         self.stage["optimizer"] = {optimizer.pop("name", "adamw"): optimizer}
 
 
-def _first_row(path: str) -> Any:
+def _first_row(path: Path) -> Any:
     """The first row of a file; None if it cannot be read, which `check` says."""
     from alignkit_plugins.command_line.words import first_row
 
     with suppress(AlignkitError, OSError):
-        return first_row(Path(path))
+        return first_row(path)
     return None
 
 
-def _python(module: str, function: str) -> dict[str, Any]:
+def _python(file: Path, module: str, function: str) -> dict[str, Any]:
     """A function; of messages, if it is TRL's or its file reads their content."""
-    file, text = Path(module.replace(".", "/") + ".py"), module
+    text = module
     reward: dict[str, Any] = {"function": f"{module}:{function}"}
     if file.is_file():
         text = file.read_text(encoding="utf-8", errors="replace")

@@ -24,8 +24,9 @@ def migrated(case: Any) -> Any:
     config, trainer = case["config"], case.get("trainer", "")
     text = config if isinstance(config, str) else yaml.safe_dump(config)
     Path("old.yaml").write_text(text, encoding="utf-8")
-    migrate(Path("old.yaml"), Path("new.yaml"), trainer, case.get("partial", False))
-    return yaml.safe_load(Path("new.yaml").read_text(encoding="utf-8"))
+    new = Path(case.get("to", "new.yaml"))
+    migrate(Path("old.yaml"), new, trainer, case.get("partial", False))
+    return yaml.safe_load(new.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("name", CASES["carried over"])
@@ -36,7 +37,7 @@ def test_a_config_is_carried_over(name: str, capsys: Any) -> None:
         assert reduce(lambda place, key: place.get(key), keys.split("."), recipe) == value, keys
     assert out.endswith("\nok: old: stages {}\n".format(*recipe["stages"]))
     for note in case.get("notes", ()):
-        assert note in out and note in Path("new.yaml").read_text(encoding="utf-8")
+        assert note in out and note in Path(case.get("to", "new.yaml")).read_text(encoding="utf-8")
     assert not [note for note in case.get("without", ()) if f"\n{note}" in f"\n{out}"]
     with pytest.raises(RecipeError, match="already exists"):
         migrated(case)
