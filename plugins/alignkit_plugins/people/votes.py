@@ -231,7 +231,8 @@ def _review(labels: Sequence[Label]) -> tuple[list[float], list[list[str]]]:
 
 def _pairs(labels: Sequence[Label]) -> Iterator[Pair]:
     """The pairs that more labels order one way than the other; p is their share among those without
-    a tie, and a margin the mean of all, with the other side counted as negative.
+    a tie, and a margin the level nearest to the mean of all, with the other side counted as
+    negative.
     """
     each = list(map(gaps, labels))
     for two in each[0]:
