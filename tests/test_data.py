@@ -604,7 +604,8 @@ q,x,y,A,;q,x,y,tie,  | 2 for 1 pairs, of which 1 are left out (1 tied or without
 q,x,y,A,;q,y,x,A,    | 2 for 1 pairs, of which 1 are left out (1 without a majority); 0%...
 q,x,y,A,;q,x,y,B,;q,x,y,A, | 3 for 1 pairs; 33%...; 1 pairs with contradicting labels, which the majority decides
 q,x,y,A,ann;q,y,x,B,ann;q,x,y,B,tom | 2 for 1 pairs, of which 1 are left out (1 without...; 1 labels repeated by one...
-q,x,y,A,ann;q,x,y,B,ann;q,x,y,B,tom | 2 for 1 pairs, of which 1 are left...; 1 labels repeated by one person...
+q,x,y,A,ann;q,x,y,B,Ann ;q,x,y,B,tom | 2 for 1 pairs, of which 1 are left...; 1 labels repeated by one person...
+q,x,y,A,ann; ,x,y,A,ann | 1 for 1 pairs
 """
 
 
@@ -615,10 +616,36 @@ def test_what_labels_of_people_say_together(tmp_path: Path, line: str) -> None:
     for column in ("annotator", "Worker ID", "rated by", "user"):  # who asked is no annotator
         path = tmp_path / f"{column}.csv"
         path.write_text(f"prompt,answer_a,answer_b,label,{column}\n{text}\n", encoding="utf-8")
-        (note,) = load(source(path)).sources[0].notes
+        (note,) = load(source(path, on_bad_row="skip")).sources[0].notes
         wanted = re.escape(f"labels in label: {said.strip()}").replace(r"\.\.\.", ".*")
         named = "tom" not in text or column != "user"
         assert re.fullmatch(wanted, note) if named else "by one person" not in note, note
+
+
+# Rows of a prompt, two answers, and two people's labels under their names; and what is said of them
+COLUMNS_OF_PEOPLE = """
+rated by Ann,vote of Tom | q,x,y,0,1;r,x,y,1,1;s,x,y,0,0 | {0: A, 1: B} | in rated by Ann, vote of Tom: 6 for 3 pairs...
+rated by Ann,vote of Tom | q,x,y,5,4;r,x,y,1,5;s,x,y,2,2 | {1: A, 2: A, 4: B, 5: B} | in rated by Ann, vote of Tom: 6...
+rated by Ann,Tom         | q,x,y,A,B;r,x,y,A,A | {} | in rated by Ann: 2 for 2 pairs / not used: Tom
+rated by Ann,Tom         | q,x,y,A,so;r,x,y,A,A;s,x,y,B,no | {} | in rated by Ann: 3 for 3 pairs
+rated by Ann,vote of Tom | q,x,y,A,B;q,x,y,A, | {} | ...: 2 for 1 pairs, of which 1...; 0%...; 1 labels repeated...
+rated by Ann,vote of Tom | q,x,y,A,B;q,x,y,A,A | {} | ...(1 tied or...; 2 labels repeated by one person...
+rated by Ann,note        | q,x,y,A,a;q,y,x,A,b | {} | in rated by Ann: 1 for 1 pairs, of which...; 1 labels repeated...
+"""
+
+
+@pytest.mark.parametrize("line", COLUMNS_OF_PEOPLE.strip().splitlines())
+def test_a_column_of_labels_is_a_person(tmp_path: Path, line: str) -> None:
+    header, rows, labels, said = (part.strip() for part in line.split("|"))
+    path = tmp_path / "wide.csv"
+    path.write_text("\n".join([f"prompt,A,B,{header}", *rows.split(";")]), encoding="utf-8")
+    meant = {str(label): side for label, side in yaml.safe_load(labels).items()}
+    format = named(FORMATS["labeled_pairs"])
+    options = FORMATS["labeled_pairs"].Options.model_validate({"labels": meant})
+    given = dataclasses.replace(format, options=options) if meant else None
+    notes = load(source(path, given)).sources[0].notes
+    wanted = re.escape(f"labels {said}").replace(r"\.\.\.", ".*")
+    assert re.fullmatch(wanted, " / ".join(notes)), notes
 
 
 @pytest.mark.parametrize("code", ["utf-16", "utf-16-be"])

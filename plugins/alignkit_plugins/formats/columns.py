@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -160,26 +160,39 @@ def _bare(text: str) -> str:
     return " ".join(word for word in words if not _AROUND.fullmatch(word))
 
 
-def own_layout(row: Mapping[str, Any]) -> TwoAnswers | None:
-    """The columns of two answers and of their labels, by what people call them; None if these are
-    not clear.
+def own_layout(rows: Sequence[Mapping[str, Any]], meant: Collection[str] = ()) -> TwoAnswers | None:
+    """The columns of two answers and of their labels, by what people call them and by the cell of
+    each column that says most; None if these are not clear.
+
+    meant: labels that a recipe explains, in lower case.
     """
+    row = dict[str, list[Any]]()
+    for each in rows:
+        for name, value in each.items():
+            row.setdefault(name, []).append(value)
     heads = sorted(filter(_HEAD.fullmatch, row), key=str.lower)
     asked = ["prompt"] if "prompt" in row else [name for name in row if name.lower() in PROMPTS]
     both = [name.lower() for name in asked] == ["instruction", "input"]
     if "".join(map(_bare, heads)) not in ("ab", "12", "01") or len(asked) != 1 + both:
         return None
     labels, parts = list(filter(_GIVEN.fullmatch, row)), list[str]()
-    for name, value in row.items() if not labels else ():
+
+    def says(value: Any) -> int:
+        if is_word(value) or str(value).strip().lower() in meant:
+            return 2
+        return int(side_of(value, heads) is not None)
+
+    cells = {name: max(values, key=says) for name, values in row.items()}
+    for name, value in cells.items() if not labels else ():
         named = _LABEL.match(name)
         if named is None or not {_twin(name, *heads), _twin(name, *heads[::-1])}.isdisjoint(row):
             continue  # such as the rating of one answer
-        number, part = NUMBER.fullmatch(str(value)), named[1] != name
+        number, part = NUMBER.fullmatch(str(value)) and says(value) < 2, named[1] != name
         # A short word that says nothing is a mistake, which `read` names; a number may be a rating
         short = not number and len(str(value)) < 20
         if short or not part or side_of(value, heads) is not None:
             (parts if number and part else labels).append(name)
-    if not any(map(is_word, map(row.get, labels))):
+    if not any(map(is_word, map(cells.get, labels))):
         labels += parts
     first, second = heads
     return TwoAnswers(asked, first, second, labels) if labels else None

@@ -15,7 +15,7 @@ Files of people's own are recognized by the names of their columns: a prompt, tw
 {prompt: COLUMN, A: COLUMN, B: COLUMN, label_1: COLUMN, label_2: COLUMN}`. A label names an answer
 by its letter, its number or its column, or as `labels` says; an empty cell is none. Rows about the same two answers, in
 any order, are votes about one pair, which the first of them makes; a person, whom a column such as
-`annotator` names, has one.
+`annotator` names or whose labels are one of several columns, has one.
 
 A row of OpenAssistant (Koepf et al. 2023, arXiv:2304.07327) holds a tree, so that it becomes
 several groups: every prompt, with the conversation before it and all its replies; those that people
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, filterfalse, permutations
 from shlex import quote
@@ -36,7 +36,7 @@ from statistics import multimode
 from typing import Any, Literal, get_args
 
 from alignkit import BadRow, Field, Format, Group, Message, Options, Pair, Response
-from alignkit.contract.formats import columns_of, with_renamed_columns
+from alignkit.contract.formats import check_group, columns_of, with_renamed_columns
 from alignkit.data.group import ranking_pairs
 from alignkit.evaluation.statistics import agreement_of, agreement_text
 from alignkit_plugins.formats.columns import (
@@ -47,7 +47,6 @@ from alignkit_plugins.formats.columns import (
     PROMPTS,
     ColumnFormat,
     is_empty,
-    is_word,
     own_layout,
     rated_alike,
     shared_turns,
@@ -161,17 +160,11 @@ class LabeledPairs(ColumnFormat):
         head, layout = list[tuple[int, Any]](), None
         while layout is None and (numbered := next(rows, None)):
             head.append(numbered)
-            layout = layout_of(self._named(numbered[1]))
+            layout = layout_of(self._named(numbered[1]), self.meant)
         if layout and not layout.labels:
             head += rows
-            named, shown = [self._named(raw) for _, raw in head], dict[str, Any]()
-            for row in named:  # the first may lack a label, or have a number for it
-                shown |= {
-                    key: row[key]
-                    for key in row
-                    if key not in shown or is_word(row[key]) > is_word(shown[key])
-                }
-            self._count(named, own_layout(shown) or layout)
+            named = [self._named(raw) for _, raw in head]
+            self._count(named, own_layout(named, self.meant) or layout)
         return chain(head, rows)
 
     def groups(self, row: Any) -> Iterable[Group]:
@@ -284,15 +277,20 @@ class LabeledPairs(ColumnFormat):
                 f"whether each means A, B or tie: `alignkit init --labels {quote(means)}`, or in a "
                 "recipe `labels` of `labeled_pairs`. "
             )
+        # A column is a person if there are several, or if it names one
+        is_wide = len(layout.label) > 1 or " by " in self._called(*layout.label)[0].lower()
         for row in rows:
-            with suppress(BadRow):  # `read` raises it again
+            with suppress(BadRow):  # reading the row raises it again
+                check_group(self.read(row))
                 about, turned = self._about(row, layout)
                 votes = self._votes(row, layout)
                 before = self.votes.setdefault(about, {})
-                people = [*filterfalse(is_empty, map(row.get, filter(PEOPLE.fullmatch, row)))]
+                named = filterfalse(is_empty, map(row.get, filter(PEOPLE.fullmatch, row)))
+                people = [str(name).strip().casefold() for name in named]
                 for name, label in votes.items():
                     # Without a name, nobody votes twice
-                    voter, vote = (name, str(people or len(before))), _turned(label, turned)
+                    who = people or is_wide or len(before)
+                    voter, vote = (name, str(who)), _turned(label, turned)
                     repeated += voter in before
                     if before.setdefault(voter, vote) != vote:
                         before[voter] = None
@@ -318,6 +316,26 @@ class LabeledPairs(ColumnFormat):
                 "they differ"
             )
         self.notes = [text]
+        if unused := self._unused(rows, layout, texts):
+            self.notes.append(f"not used: {', '.join(self._called(*unused))}")
+
+    def _unused(
+        self, rows: Sequence[Mapping[str, Any]], layout: TwoAnswers, texts: Collection[str]
+    ) -> list[str]:
+        """Columns that are not read and look like labels: they hold a few values, most of which say
+        which answer is better. texts: in the columns of labels.
+        """
+        used, found = {*layout.prompt, layout.first, layout.second, *layout.label}, list[str]()
+        heads = self._called(layout.first, layout.second)
+        for name in dict.fromkeys(chain.from_iterable(rows)):
+            if name in used or PEOPLE.fullmatch(name):
+                continue
+            cells = [str(row[name]) for row in rows if not is_empty(row.get(name))]
+            if 2 * len(set(cells)) <= len(cells) or not set(texts).isdisjoint(cells):
+                keys = [cell.strip().lower() for cell in cells]
+                sides = [self.meant.get(key, side_of(key, heads)) for key in keys]
+                found += [name] * (2 * sides.count(None) < len(cells))
+        return found
 
 
 def _turned(vote: Pair | None, turned: bool) -> Pair | None:
@@ -331,12 +349,12 @@ def _majority(votes: Votes) -> Pair | None:
     return modes[0] if len(modes) == 1 else None
 
 
-def layout_of(row: Any) -> TwoAnswers | None:
-    """The layout that a row has: of a public data set, or of people's own."""
+def layout_of(row: Any, meant: Collection[str] = ()) -> TwoAnswers | None:
+    """The layout that a row has: of a public data set, or of people's own, as `own_layout`."""
     if not isinstance(row, Mapping):
         return None
     public = next((layout for layout in PAIRS.values() if layout.fits(row)), None)
-    return public or own_layout(row)
+    return public or own_layout([row], meant)
 
 
 def _vote(row: Mapping[str, Any], name: str, layout: TwoAnswers) -> Pair | None:

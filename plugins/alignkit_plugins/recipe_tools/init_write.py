@@ -275,7 +275,8 @@ def recognize(
     row = first_row(path)
     chosen = {expected: column for expected, column in columns.items() if column in row}
     mappings, meant = [ColumnMapping("", chosen)], dict[str, Any]()
-    if labels and layout_of(with_renamed_columns(row, chosen)):
+    known = [label.strip().lower() for label in labels]
+    if labels and layout_of(with_renamed_columns(row, chosen), known):
         mappings, meant = [ColumnMapping("labeled_pairs", chosen)], {"labels": dict(labels)}
     elif not chosen:
         mappings += mappings_of(row, plugins().usable("format"))
