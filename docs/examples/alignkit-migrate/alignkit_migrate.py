@@ -356,6 +356,9 @@ class Migration:
                 "dataset_info.json as dataset_dir",
             )
         info = known[name]
+        for key in ("columns", "tags"):
+            if not isinstance(info.get(key, {}), dict):
+                refuse(f"{file}: {name}: {key}: expected a mapping")
         if info.pop("formatting", "alpaca") != "alpaca":
             info.setdefault("columns", {"messages": "conversations"})
         compared = "compared" if info.pop("ranking", False) else self.trainer
