@@ -218,14 +218,14 @@ def data_of(value: Any, command: str) -> DataSpec:
 
 def named_columns(text: str, option: str = "--columns") -> dict[str, str]:
     """Column names by the names that a format expects, from `prompt=question,label="by Ann"`. Further
-    labels are `label_2`, `label_3` and so on.
+    labels are `label_2`, `label_3` and so on. Of `--labels`, a name may have an equals sign.
     """
     words = shlex(text, posix=True)
     words.whitespace, words.whitespace_split = ",", True
     words.quotes, words.escape, words.commenters = '"', "", ""
     columns: dict[str, str] = {}
     for part in words:
-        name, _, column = part.partition("=")
+        name, _, column = part.rpartition("=") if option == "--labels" else part.partition("=")
         if name == "label" and name in columns:
             name = f"label_{1 + sum(each.startswith(name) for each in columns)}"
         if not name or not column or name in columns:
@@ -241,11 +241,16 @@ def reader_of(entry: Any, command: str) -> SourceReader:
     return SourceReader(source, plugins().usable("format"), Path, partial(commit_of, "dataset"))
 
 
+def first_rows(path: Path) -> list[Mapping[str, Any]]:
+    """A few rows of a file; none if it is no table."""
+    rows = [row for _, row in islice(reader_of(str(path), "--columns").stored_rows(), LOOKED_AT)]
+    return [row for row in rows if isinstance(row, Mapping)]
+
+
 def first_row(path: Path) -> Mapping[str, Any]:
     """The first of the rows of a file that say most, among a few; empty if it is no table."""
-    rows = [row for _, row in islice(reader_of(str(path), "--columns").stored_rows(), LOOKED_AT)]
-    tables = [row for row in rows if isinstance(row, Mapping)]
-    return max(tables, key=lambda row: sum(map(is_filled, row.values())), default={})
+    rows = first_rows(path)
+    return max(rows, key=lambda row: sum(map(is_filled, row.values())), default={})
 
 
 def is_filled(cell: Any) -> bool:

@@ -178,9 +178,9 @@ def own_layout(rows: Sequence[Mapping[str, Any]], meant: Collection[str] = ()) -
     labels, parts = list(filter(_GIVEN.fullmatch, row)), list[str]()
 
     def says(value: Any) -> int:
-        if is_word(value) or str(value).strip().lower() in meant:
-            return 2
-        return int(side_of(value, heads) is not None)
+        if str(value).strip().lower() in meant:
+            return 3
+        return 2 * is_word(value) or int(side_of(value, heads) is not None)
 
     cells = {name: max(values, key=says) for name, values in row.items()}
     for name, value in cells.items() if not labels else ():
@@ -190,7 +190,7 @@ def own_layout(rows: Sequence[Mapping[str, Any]], meant: Collection[str] = ()) -
         number, part = NUMBER.fullmatch(str(value)) and says(value) < 2, named[1] != name
         # A short word that says nothing is a mistake, which `read` names; a number may be a rating
         short = not number and len(str(value)) < 20
-        if short or not part or side_of(value, heads) is not None:
+        if short or not part or says(value) == 3 or side_of(value, heads) is not None:
             (parts if number and part else labels).append(name)
     if not any(map(is_word, map(cells.get, labels))):
         labels += parts

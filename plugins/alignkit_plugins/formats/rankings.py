@@ -271,7 +271,9 @@ class LabeledPairs(ColumnFormat):
         if strange:
             shown = [*strange][:5]
             counts = ", ".join(f"{text!r} ({strange[text]:,})" for text in shown)
-            means = ",".join(f"{text}=WHICH" for text in shown)
+            means = ",".join(
+                f'"{text}"=WHICH' if "," in text else f"{text}=WHICH" for text in shown
+            )
             self.unknown = (
                 f"Labels that are not understood: {counts}{', ...' * (len(strange) > 5)}; say "
                 f"whether each means A, B or tie: `alignkit init --labels {quote(means)}`, or in a "
