@@ -63,6 +63,8 @@ BROKEN   {"prompt"
 STRANGE  {"x": 1}
 FAQ      id,Frage,Antwort§1,Ist es?,Ja.
 WORDS    prompt,answer A,answer B,label§One?,x,y,links§Two?,x,y,rechts§Three?,x,y,links
+WIDE     Nr,Tag,Frage,alt,neu,Ann,Tom§1,1.5.,Wo ist er?,Da drüben ist er,Im Garten,links,a§2,2.5.,Wer ist da?,
+  Ein Mann aus Wien,Nur der Hund,links,so§3,3.5.,Wie war es?,Es war schön,Nicht so gut,a,
 ODD      Frage,a,b§Ist es?,b,c
 TURN     {"messages": [{"role": "user", "content": "Number <#>?"}, {"role": "assistant", "content": "So."}]}
 EMPTY    {"messages": [{"role": "user", "content": "Number <#>?"}, {"role": "assistant", "content": ""}]}
@@ -377,9 +379,8 @@ t.jsonl REPLY 60
 $ demos=t.jsonl
 read: t.jsonl as 60 conversations, 40 bad rows (oasst)
 dropped of t.jsonl: bad rows, 40; the first are t.jsonl:1: the row has 3 responses, all of which would be
-  learned; use an algorithm that learns comparisons; t.jsonl:2: the row has 3 responses, all of which would be
-  learned; use an algorithm that learns comparisons; t.jsonl:3: the row has 3 responses, all of which would be
-  learned; use an algorithm that learns comparisons
+  learned; use an algorithm that learns comparisons; t.jsonl:2: the row has 3 responses, ...; t.jsonl:3: the row
+  has 3 responses, ...
 held out: about 30% of the conversations, 20 demonstrations
 answer: loss and accuracy of the next tokens of held-out demonstrations, against the base model; whether
   answers are better, people or a judge can say
@@ -617,7 +618,7 @@ Who is he?,The first one,It is Ben,links,A
 Who is she?,The other one,It is Eve,zwei,B
 Who are you?,The third one,It is Joe,eins,b
 Who am I?,The fourth one,It is Sue,2,
-Who are they?,The fifth one,It is Ian,,tie
+Who are they?,The fifth one,It is Ian,,=
 """
 
 
@@ -625,13 +626,13 @@ Who are they?,The fifth one,It is Ian,,tie
 def test_labels_of_several_people_make_pairs(header: str, printed: Said) -> None:
     """Three of five are decided, and two of three ratings by both are the same."""
     columns = 'prompt=Frage,A=eins,B=zwei,label=von Ann,label="von Tom, 9b"'
-    words, table = ["--columns", columns, "--labels", "Links=A"], RATED
+    words, table = ["--columns", columns, "--labels", "Links=A,==tie"], RATED
     if header:
         words, table = (
             [],
             f"{header}\n{RATED.partition(chr(10))[2]}".replace("eins", "a").replace("zwei", "b"),
         )
-        table = table.replace("links", "A")
+        table = table.replace("links", "A").replace(",=", ",tie")
     Path("rated.csv").write_text(table, encoding="utf-8")
     assert main(["init", "rated.csv", *words]) == 0
     names = "von Ann, von Tom, 9b" if words else "Rated by Ann, vote of Tom"
@@ -646,7 +647,7 @@ def test_labels_of_several_people_make_pairs(header: str, printed: Said) -> None
         if words
         else "{}"
     )
-    meant = "{Links: A}" if words else "{}"
+    meant = "{Links: A, '=': tie}" if words else "{}"
     entry = f"{{labeled_pairs: {{path: rated.csv, columns: {keys}, labels: {meant}}}}}"
     assert main(["data", "convert", entry, "--to", "preference", "--out", "p.jsonl"]) == 0
     assert main(["data", "check", entry]) == 0
@@ -674,6 +675,7 @@ strange.jsonl STRANGE 1
 empty.jsonl TEXT 0
 faq.csv FAQ 1
 odd.csv ODD 1
+wide.csv WIDE 1
 comma.csv COMMA 1"""
 MISTAKES = """\
 prompts.jsonl                                      2  prompts need pairs
@@ -694,6 +696,8 @@ demos=text.jsonl                                   4  (format text)
 pairs=demos.jsonl                                  4  (format alpaca)
 pairs=open.jsonl                                   4  compare responses: alignkit label
 pairs=odd.csv                                      4  --columns prompt=Frage,chosen=a,rejected=b or --columns prompt
+wide.csv                                           4  prompt=Frage,A=alt,B=neu,label=Ann,label=Tom
+wide.csv --columns prompt=Frage,A=alt,B=neu,label=Ann  4  2 of 3 rows cannot be read; the first is
 faq.csv                                            4  prompt=Frage,completion=Antwort or --columns prompt=id,A=Fr
 demos=faq.csv --columns prompt=no,completion=id    2  columns: id, Frage, Antwort
 demos=faq.csv --columns prompt=Frage,completion=Antwrot  2  did you mean 'Antwort'?

@@ -17,6 +17,7 @@ from alignkit.contract.formats import (
     matches,
     with_renamed_columns,
 )
+from alignkit_plugins.formats.columns import NUMBER, is_empty, side_of
 from alignkit_plugins.formats.turns import SPEAKERS, first_of
 
 # What columns with a question and with its answer are called, besides `prompt` and `completion`.
@@ -34,6 +35,7 @@ ROLE_OF |= dict.fromkeys(
 )
 DEMONSTRATION = ("prompt", "completion")
 TWO_ANSWERS = ("prompt", "A", "B", "label")  # As --columns names them
+SHORT = 20  # characters, of which the cells of a column of labels have fewer
 
 
 @dataclass(frozen=True)
@@ -142,24 +144,60 @@ def _conversations(row: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
             yield f"{{{{ {name} | turns({keys}) }}}}", is_sure
 
 
-def columns_help(names: Sequence[str], row: Mapping[str, Any]) -> str:
-    """The columns of the longest texts, as `--columns` may call them. A label is shorter."""
-    longest, words = sorted(row, key=lambda name: -len(str(row[name]))), list[str]()
-    texts = len(names) - ("label" in names)
-    columns = [*sorted(longest[:texts], key=[*row].index), *longest[texts:]]
-    for name, column in zip_longest(names, columns[: len(names)], fillvalue="COLUMN"):
+def columns_help(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The columns of the longest texts, as `--columns` may call them, and as labels those with a few
+    short cells.
+    """
+    cells = dict[str, list[str]]()
+    for row in rows:
+        for name, cell in row.items():
+            cells.setdefault(name, []).extend([str(cell).strip()] * (not is_empty(cell)))
+    texts, labels = [name for name in names if name != "label"], list[str]()
+    if "label" in names and len(cells) > len(texts):
+        labels = _labels(cells)[: len(cells) - len(texts)]
+    sizes = {name: sum(map(len, cells[name])) for name in cells if name not in labels}
+    longest, words = sorted(sizes, key=lambda name: -sizes[name]), list[str]()
+    columns = sorted(longest[: len(texts)], key=[*cells].index)
+    pairs = [*zip_longest(texts, columns, fillvalue="COLUMN")]
+    if "label" in names:
+        others = longest[len(texts) : len(names)] or ["COLUMN"]
+        pairs += [("label", column) for column in labels or others]
+    for name, column in pairs:
         words.append(f'{name}="{column}"' if "," in column else f"{name}={column}")
     return f"--columns {quote(','.join(words))}"
+
+
+def _labels(cells: Mapping[str, Sequence[str]]) -> list[str]:
+    """The column that looks most like one of labels, and those that share a cell with it."""
+    unlike = dict[str, tuple[bool, float]]()
+    for name, texts in cells.items():
+        different = {text.lower() for text in texts}
+        numbers = len(different) == len(texts) and all(map(NUMBER.fullmatch, texts))
+        if texts and not numbers and sum(map(len, texts)) < SHORT * len(texts):
+            known = sum(side_of(text, "AB") is not None for text in texts)
+            unlike[name] = not known, (len(different) - known) / len(texts)
+    filled = max(map(len, cells.values()), default=0)  # a column of remarks is mostly empty
+    full = [name for name in unlike if 2 * len(cells[name]) >= filled]
+    best = min(full, key=unlike.__getitem__, default="")
+    if not best or unlike[best][1] == 1:  # all cells differ
+        return []
+    shared = {text.lower() for text in cells[best]}
+    return [
+        name
+        for name in unlike
+        if unlike[name][1] < 1 and not shared.isdisjoint(text.lower() for text in cells[name])
+    ]
 
 
 def columns_advice(
     row: Mapping[str, Any],
     formats: Formats,
     ways: Sequence[Sequence[str]] = (DEMONSTRATION, TWO_ANSWERS),
+    rows: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """How to say what the columns of a row mean, and which formats are nearest.
 
-    ways: names of columns, each for one content of a row.
+    ways: names of columns, each for one content of a row. rows: others, which show what is a label.
     """
     have, shares = {str(column).lower() for column in row}, dict[str, float]()
     for name, cls in formats.items():
@@ -170,7 +208,7 @@ def columns_advice(
     )
     near = [f"{name} wants {formats[name].wants}" for name in nearest[:3]]
     turns = [str(ColumnMapping("template", messages=text)) for text, _ in _conversations(row)]
-    words = [columns_help(way, row) for way in ways]
+    words = [columns_help(way, rows or [row]) for way in ways]
     lines = [
         f"if this is who says what, write `{turns[0]}`"
         if turns

@@ -241,7 +241,7 @@ def groups_to_label(
     from alignkit.host.plugins import plugins
     from alignkit.recipe.sources import OR_SKIP, DataSource, DataSpec, UnknownFormat
     from alignkit.runs.fingerprint import RunData
-    from alignkit_plugins.command_line.words import first_row
+    from alignkit_plugins.command_line.words import first_row, first_rows
     from alignkit_plugins.formats.column_mappings import columns_help
 
     plugins()  # plugins have readers and formats
@@ -255,12 +255,12 @@ def groups_to_label(
     try:
         loaded = RunData(Path).read(DataSpec((DataSource(path=path.resolve(), columns=named),)))
     except UnknownFormat as error:
-        row, command = first_row(path), f"alignkit label {shlex.quote(str(path))} "
+        command = f"alignkit label {shlex.quote(str(path))} "
         names = NAMED.get(task or "", ("prompt", "A", "B"))
         if task is not None:
             command += f"--task {task} "
         text = f"{str(error).splitlines()[0]}\nhelp: say which columns are meant, as in {command}"
-        raise DataError(text + columns_help(names, row)) from error
+        raise DataError(text + columns_help(names, first_rows(path))) from error
     except DataError as error:  # only a recipe can skip rows
         raise DataError(str(error).removesuffix(OR_SKIP)) from error
     for note in loaded.sources[0].notes:

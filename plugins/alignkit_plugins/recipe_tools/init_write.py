@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
-from itertools import chain, filterfalse, pairwise
+from itertools import chain, filterfalse, islice, pairwise
 from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
@@ -42,6 +43,7 @@ from alignkit_plugins.command_line.words import (
     check_columns,
     data_of,
     first_row,
+    first_rows,
     is_filled,
     read_words,
     reader_of,
@@ -91,6 +93,8 @@ ANSWER = "answer"  # the column in which rewards look for a known answer
 # A template that leaves out questions without one
 ANSWERED = {"prompt": "{{ prompt }}", ANSWER: "{{ answer }}", "required": "{{ answer }}"}
 _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")  # LaTeX's commands are none
+_HELD = re.compile(r"""'[^']*'|"[^"]*"|\d+""")  # what a row holds, in what is said of it
+LONG = 60  # characters that are not said of each bad row
 
 
 # What files hold
@@ -294,7 +298,9 @@ def recognize(
                 raise problems[0] from None  # what was wrong with the labels
             raise
         except UnknownFormat as error:
-            help = columns_advice(row, plugins().usable("format"), columns_ways(kind))
+            help = columns_advice(
+                row, plugins().usable("format"), columns_ways(kind), first_rows(path)
+            )
             problems.append(DataError(f"{str(error).partition(chr(10))[0]}\nhelp: {help}"))
         except DataError as error:
             problems.append(error)
@@ -334,13 +340,20 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
         if compared and not counts[most]:
             each = [f"{text}: {compared:,} comparisons, all tied or without a label", *source.notes]
             raise Undecided(f"{'; '.join(each)}\nhelp: {help}")
-        ways = [columns_help(way, first_row(path)) for way in columns_ways(kind)]
+        ways = [columns_help(way, first_rows(path)) for way in columns_ways(kind)]
         help += f", or say which columns are meant, as in {' or '.join(ways)}"
         raise DataError(f"{text}\nhelp: {help}")
     asked = kind == "known-answers" and source.format == "prompt_only"
     if asked and not all(map(_has_answer, groups)):
         return _read(path, name, kind, "template", {**keys, **ANSWERED})
-    bad = [str(row) for row in loaded.skipped if not row.left_out]
+    skipped = [row for row in loaded.skipped if not row.left_out]
+    bad = [str(row) for row in skipped]
+    if len(bad) > len(groups):
+        stored = sum(1 for _ in islice(reader_of(str(path), COMMAND).stored_rows(), MOST_ROWS))
+        # What a row holds stands in quotes
+        ((_, alike),) = Counter(_HELD.sub("", row.reason) for row in skipped).most_common(1)
+        if 2 * alike > stored:
+            raise DataError(f"{alike:,} of {stored:,} rows cannot be read; the first is {bad[0]}")
     if kind == "demos":
         for row in groups:
             if why := why_not_demonstration(row):
@@ -350,6 +363,10 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
     if bad:
         keys["on_bad_row"] = "skip"
     bad = [text.removeprefix(f"{path.resolve().parent}/") for text in bad]
+    for place, text in enumerate(bad[1:], 1):  # what the first one says is not said again
+        held, _, rest = text.partition(", ")
+        if len(rest) > LONG and bad[0].endswith(rest):
+            bad[place] = f"{held}, ..."
     notes = [*source.notes, *row_warnings(groups)]
     return DataFile(path, name, kind, keys, source.format, bool(format), groups, bad, notes)
 
@@ -603,7 +620,7 @@ def written(
         name = os.path.relpath(path.resolve(), folder.resolve())
         files.append(recognize(path, name, kind, columns, labels))
     if labels and not any("labels" in file.keys for file in files):
-        help = f"as in {columns_help(TWO_ANSWERS, first_row(given[0][1]))}"
+        help = f"as in {columns_help(TWO_ANSWERS, first_rows(given[0][1]))}"
         refuse("--labels: no file has labels of two answers", help)
     plan = planned(files)
     if plan.goal == "known-answers":
