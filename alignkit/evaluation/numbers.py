@@ -4,7 +4,7 @@
 have `-5` and `−5` (U+2212), and `3/4`, `¾` and `0.75`. Digits may be of any script. `5 million`,
 `5 crore` and `3亿` are products. A percent sign is a unit: `50%` is 50, not 0.5. So are words, and
 one letter after a blank, as in `4000 m`. A text with other
-words, or with a comma that groups no thousands (`1,23`, `0,250`), is no number, and neither is a sum such as
+words, or with a comma that groups no thousands (`0,250`), is no number, and neither is a sum such as
 `3万5千`.
 """
 

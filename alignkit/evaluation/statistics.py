@@ -178,12 +178,12 @@ def p_value(differences: Sequence[float], apart: int | None = None) -> float:
     apart = sum(map(bool, differences)) if apart is None else apart
     error = float(np.std(differences, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
     p = 2 * float(special.stdtr(n - 1, -abs(mean(differences)) / error)) if error else 0.0
-    return not_surer(p, apart, equal=not error)
+    return not_surer(p, apart, not error)
 
 
 def not_surer(p: float, apart: int, equal: bool) -> float:
-    """A p value that is at least that of a sign test on which all agree, where differences are all
-    equal or few. apart: how many there are.
+    """A p value, at least that of a sign test on which all agree if differences are equal or few.
+    apart: how many there are.
     """
     if apart < FEW or equal:
         p = max(p, 2.0 * 0.5**apart)

@@ -42,8 +42,8 @@ def expected_best_of_n(rewards: Tensor, n: int) -> Tensor:
 
 
 def best_of_n_kl(n: int) -> float:
-    """log n - (n - 1)/n nats: the most that KL of best-of-n from its base policy is; less where single
-    answers have mass, or rewards tie.
+    """log n - (n - 1)/n nats: the highest KL of best-of-n from its base policy; less if rewards
+    tie or answers have mass.
 
     Stiennon et al. 2020, appendix G.3; the bound: Beirami et al. 2024.
     """

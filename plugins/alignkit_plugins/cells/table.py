@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +77,7 @@ def table_of(cells: Cells, stage: str) -> CellTable:
     scores, of_first = scores_in(evaluations), names[next(iter(whole))]
     # Variants of the only policy, or of the baseline, are compared with the first one
     baseline = of_first[first["baseline"] or first["policies"][-1]]
-    columns = dict.fromkeys(name for own in names.values() for name in own.values())
+    columns = dict.fromkeys(chain.from_iterable(own.values() for own in names.values()))
     others = [name for name in columns if name not in (baseline, BASE)]
     rows, headline = compared(scores, baseline, others), first["headline"]
     if len(seeds) == 1:

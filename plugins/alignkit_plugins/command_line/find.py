@@ -149,7 +149,8 @@ def is_model(word: str) -> bool:
 
 def runs_in(folder: Path) -> list[Path]:
     """Return the folders of the runs in a folder, and of those that have cells only."""
-    return sorted({each.parent for name in (RECIPE, CELLS) for each in folder.glob(f"*/{name}")})
+    found = [*folder.glob(f"*/{RECIPE}"), *folder.glob(f"*/{CELLS}")]
+    return sorted({each.parent for each in found})
 
 
 def near(path: Path | str) -> str:

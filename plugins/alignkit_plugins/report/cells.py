@@ -29,7 +29,9 @@ def so_far(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
     """What the cells of runs say together, and which are still to come; and the same as plain data.
     Raises DataError.
     """
-    complete = {Path(one["folder"]).name for run in runs for one in rows_of(run)}
+    complete = set[str]()
+    for run in runs:
+        complete.update(Path(one["folder"]).name for one in rows_of(run))
     left, commands = dict[str, list[str]](), dict[str, None]()  # an ordered set
     for run in runs:
         for address, command in to_come(run).items():
