@@ -40,11 +40,11 @@ def held_together(group: Group) -> tuple[str, Any] | None:
     column = group.origin.group if group.origin else None
     if column is None:
         return None
-    if group.meta.get(column) is None:
+    value = group.meta.get(column)
+    if value is None:
         raise DataError(
             f"{group.origin}: the row has no '{column}', by which 'group' holds rows together"
         )
-    value = group.meta[column]
     if isinstance(value, float | str) and (number := _INTEGER.fullmatch(str(value))):
         value = int(number[1])
     return column, value.strip() if isinstance(value, str) else value
