@@ -126,7 +126,7 @@ def test_answers_in_another_order_are_the_same_item(said: Said) -> None:
     for in both orders stay.
     """
     columns = 'prompt=Q,A=one,B="the, other"'
-    Path("a.csv").write_text('Q,one,"the, other",x\n1,a,b,-\n2,a,b,-\n1,b,a,-\n', "utf-8")
+    Path("a.csv").write_text('Q,one,"the, other",x\n1,a,b,-\n2,a,b,-\n1,b,a,-\n2,a,b,-\n', "utf-8")
     Path("gold.csv").write_text('Q,one,"the, other",best\n2,b,a,A\n', "utf-8")
     with prepared(Path("a.csv"), None, Path("gold.csv"), columns=f"{columns},label=best") as store:
         kept = [(stored.item.responses, stored.item.gold) for stored in store.items()]
@@ -134,7 +134,7 @@ def test_answers_in_another_order_are_the_same_item(said: Said) -> None:
         both = replace(store.items()[0].item, responses=("b", "a"))
         store.add([both])
         store.submit(event(both))
-    assert "a.csv: rows with the responses of an earlier one in another order" in said()
+    assert "of an earlier one, in any order, asked about once: 2 (a.csv:4, a.csv:5)" in said()
     with prepared(Path("a.csv"), None, None, columns=columns) as store:
         assert [stored.retired for stored in store.items()] == [False] * 3
     ranked = {"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [3, 1, 2]}

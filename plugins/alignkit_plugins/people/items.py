@@ -209,27 +209,28 @@ def items_of(
     gold labels are turned. task, gold: as `item_of` takes them.
 
     Raises `DataError` that lists the rows that nobody could label. left_out: gets the reasons
-    instead, one for each such row. notes: gets what is said of such orders.
+    instead, one for each such row. notes: gets what is said of equal ones.
     """
     items, firsts = dict[str, Item](), dict[str, Item]()
-    bad, turned = list[SkippedRow](), list[str]()
+    bad, repeated = list[SkippedRow](), list[str]()
     for group in groups:
         where = (group.origin.file, group.origin.row) if group.origin else ("", 0)
         try:
             item = item_of(group, task, gold=gold)
             same = item.like(firsts.setdefault(item.asks, item))
+            is_repeated = same.id in items
             first = items.setdefault(same.id, same)
             if first.gold and same.gold and agrees(same.gold, first.gold) is False:
                 raise BadRow("an earlier row about the same responses has another known label")
-            if same.id != item.id:
-                turned.append(str(group.origin).rpartition("/")[2])
+            if is_repeated:
+                repeated.append(str(group.origin).rpartition("/")[2])
         except BadRow as error:
             bad.append(SkippedRow(*where, str(error)))
-    if turned and notes is not None:
-        rows = ", ".join(turned[:3]) + ", ..." * (len(turned) > 3)
+    if repeated and notes is not None:
+        rows = ", ".join(repeated[:3]) + ", ..." * (len(repeated) > 3)
         notes.append(
-            "rows with the responses of an earlier one in another order, asked about once: "
-            f"{len(turned)} ({rows})"
+            "rows with the responses of an earlier one, in any order, asked about once: "
+            f"{len(repeated)} ({rows})"
         )
     if left_out is not None:
         left_out += [row.reason for row in bad]
