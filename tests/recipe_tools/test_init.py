@@ -49,6 +49,8 @@ LONG     {"question": "How many of <n>, times <#>?", "answer": "COUNT<#>\n#### <
 SUM      {"question": "What is <#> + 3, said <n>?", "answer": <#>}
 FORMULA  {"question": "What is <#> / 7, said <n>?", "answer": "\\frac{<#>}{7}"}
 HOLES    problem,solution,answer§What is it?,I count.,4§What is that?,I count,
+EQUAL    {"prompt": "Hi", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 1}]}
+RANKED   {"prompt": "Ho", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}
 TIES     prompt,answer A,answer B,label§One?,x,y,tie§Two?,x,y,tie§Three?,x,y,tie
 WORKED   {"problem": "Of <n>?", "answer": "<#>", "solution": "I count <n+500>."}
 PROMPT   "Talk about <n+300>."
@@ -737,4 +739,7 @@ def test_bad_rows_and_turns_of_conversations_give_a_recipe_that_is_checked(
     write("d.jsonl EMPTY 1\nd.jsonl TURN 8\nd.jsonl TURNS 8\nd.jsonl UPPER 8")
     assert main(["init", "demos=d.jsonl"]) == 0
     assert "bad rows, 1; the first is d.jsonl:1: " in printed()
+    write("r.jsonl EQUAL 2\nr.jsonl RANKED 1")
+    assert main(["init", "new", "r.jsonl"]) == 0
+    assert "r.jsonl: 2 comparisons are tied or without a label" in printed()
     assert main(["check", "recipe.yaml", "model.base=tiny"]) == 0

@@ -328,6 +328,7 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
         counts["demos"] -= len([row for row in rows["demos"] if _is_labeled(row)])
     most = max(counts, key=counts.__getitem__)
     kind = kind or most
+    compared = sum(len(row.responses) > 1 for row in groups)
     if not rows[kind]:
         holds, help = KINDS[most].words, "leave out the kind, and it is read as these"
         if not counts[most]:
@@ -336,7 +337,6 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
             f"{path}: expected {KINDS[kind].words}, but the file holds {holds} (format "
             f"{source.format})"
         )
-        compared = sum(len(row.responses) > 1 for row in groups)
         if compared and not counts[most]:
             each = [f"{text}: {compared:,} comparisons, all tied or without a label", *source.notes]
             raise Undecided(f"{'; '.join(each)}\nhelp: {help}")
@@ -368,6 +368,9 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
         if len(rest) > LONG and bad[0].endswith(rest):
             bad[place] = f"{held}, ..."
     notes = [*source.notes, *row_warnings(groups)]
+    tied = compared - len(rows["pairs"])
+    if kind == "pairs" and tied and "labels in " not in str(source.notes):
+        notes.append(f"{tied:,} comparisons are tied or without a label")
     return DataFile(path, name, kind, keys, source.format, bool(format), groups, bad, notes)
 
 
