@@ -103,7 +103,7 @@ WRITTEN = r"""
 d.jsonl DEMO 60
 $ d.jsonl
 read: d.jsonl as 60 conversations (alpaca)
-held out: about 35% of the conversations, 21 demonstrations
+held out: 21 of 60 demonstrations
 answer: loss and accuracy of the next tokens of held-out demonstrations, against the base model; whether
   answers are better, people or a judge can say
 stages:
@@ -124,7 +124,7 @@ stages:
 d.jsonl LARGE 400
 $ d.jsonl
 read: d.jsonl as 180 conversations (alpaca), of its first 180 rows
-held out: about 20% of the conversations, 37 demonstrations
+held out: 37 of 180 demonstrations
 answer: loss and accuracy of the next tokens of held-out demonstrations, against the base model; whether
   answers are better, people or a judge can say
 stages, of which:
@@ -137,7 +137,7 @@ p.jsonl PAIR 60
 $ p.jsonl a.jsonl b.jsonl
 read: p.jsonl as 60 conversations, 60 pairs (preference); a.jsonl as 30 conversations (alpaca); b.jsonl as 30
   conversations (alpaca)
-held out: about 35% of the conversations, 20 pairs, 24 demonstrations; too few pairs for a second reward model
+held out: 20 of 60 pairs, 24 of 60 demonstrations; too few pairs for a second reward model
   that judges `align`
 answer: the share of the held-out pairs that `align` gets right, within 22 points at worst, against `sft` and
   the base model; whether answers are better, people or a judge can say
@@ -166,7 +166,7 @@ stages:
 p.jsonl PAIR 300
 $ p.jsonl
 read: p.jsonl as 300 conversations, 300 pairs (preference)
-held out: about 20% of the conversations, 66 pairs; and 121 pairs for `gold`, a reward model that judges
+held out: 66 of 300 pairs; and 121 pairs for `gold`, a reward model that judges
   `align`, which never sees them
 answer: the share of the held-out pairs that `align` gets right, within 12 points at worst, against the base
   model; and how `gold` scores its answers; whether answers are better, people or a judge can say
@@ -197,7 +197,7 @@ a.jsonl PROMPT 60
 p.jsonl PAIR 300
 $ a.jsonl p.jsonl
 read: a.jsonl as 60 prompts (prompt_only); p.jsonl as 300 conversations, 300 pairs (preference)
-held out: about 25% of the conversations, 20 prompts, 83 pairs; and 115 pairs for `gold`, a reward model that
+held out: 20 of 60 prompts, 83 of 300 pairs; and 115 pairs for `gold`, a reward model that
   judges `align`, which never sees them
 answer: how `gold` scores answers of `align`, against the base model; it is worth as much as the share of
   held-out pairs that the reward model gets right
@@ -237,7 +237,7 @@ d.jsonl DEMO 60
 $ a.jsonl p.jsonl d.jsonl
 read: a.jsonl as 60 prompts (prompt_only); p.jsonl as 60 conversations, 60 pairs (preference); d.jsonl as 60
   conversations (alpaca)
-held out: about 25% of the conversations, 20 prompts, 16 pairs, 13 demonstrations; too few pairs for a second
+held out: 20 of 60 prompts, 16 of 60 pairs, 13 of 60 demonstrations; too few pairs for a second
   reward model that judges `align`
 answer: how the reward model that it learned from scores answers of `align`, against `sft` and the base model;
   it is worth as much as the share of held-out pairs that the reward model gets right
@@ -250,7 +250,7 @@ stages, of which:
 l.jsonl LABELED 60
 $ l.jsonl
 read: l.jsonl as 60 conversations (prompt_completion)
-held out: about 30% of the conversations, 21 labeled responses
+held out: 21 of 60 labeled responses
 answer: the loss of good held-out responses, against the base model; whether answers are better, people or a
   judge can say
 stages:
@@ -273,7 +273,7 @@ stages:
 s.jsonl SUM 60
 $ s.jsonl
 read: s.jsonl as 60 prompts with a known answer (prompt_only)
-held out: about 30% of the conversations, 20 questions
+held out: 20 of 60 questions
 answer: the share of the held-out questions that `align` gets right, within 22 points at worst, against the
   base model
 answers are read: by their last number, by the form of the known ones; a --base on this machine would be asked
@@ -300,7 +300,7 @@ stages:
 s.jsonl LONG 60
 $ s.jsonl
 read: s.jsonl as 60 conversations with a known answer (gsm8k)
-held out: about 35% of the conversations, 23 questions
+held out: 23 of 60 questions
 answer: the share of the held-out questions that `align` gets right, within 20 points at worst, against `sft`
   and the base model
 answers are read: by their last number, by the form of the known ones; a --base on this machine would be asked
@@ -312,7 +312,7 @@ stages, of which:
 s.jsonl WORKED 60
 $ s.jsonl
 read: s.jsonl as 60 conversations with a known answer (prompt_completion)
-held out: about 30% of the conversations, 20 questions
+held out: 20 of 60 questions
 answer: the share of the held-out questions that `align` gets right, within 22 points at worst, against `sft`
   and the base model
 answers are read: by their last number, by the form of the known ones; a --base on this machine would be asked
@@ -324,7 +324,7 @@ stages, of which:
 n.jsonl NAMED 60
 $ known-answers=n.jsonl
 read: n.jsonl as 60 prompts with a known answer (prompt_only)
-held out: about 30% of the conversations, 22 questions
+held out: 22 of 60 questions
 answer: the share of the held-out questions that `align` gets right, within 21 points at worst, against the
   base model
 answers are read: in a sentence, by the form of the known ones; a --base on this machine would be asked
@@ -335,7 +335,7 @@ stages, of which:
 n.jsonl NAMED 60
 $ n.jsonl
 read: n.jsonl as 60 conversations (prompt_completion)
-held out: about 30% of the conversations, 22 demonstrations
+held out: 22 of 60 demonstrations
 answer: loss and accuracy of the next tokens of held-out demonstrations, against the base model; whether
   answers are better, people or a judge can say
 stages, of which:
@@ -345,7 +345,7 @@ stages, of which:
 s.jsonl FORMULA 60
 $ s.jsonl
 read: s.jsonl as 60 prompts with a known answer (prompt_only)
-held out: about 30% of the conversations, 20 questions
+held out: 20 of 60 questions
 answer: the share of the held-out questions that `align` gets right, within 22 points at worst, against the
   base model
 answers are read: by math_verify, by the form of the known ones; a --base on this machine would be asked
@@ -356,7 +356,7 @@ stages, of which:
 t.jsonl TREE 60
 $ t.jsonl
 read: t.jsonl as 60 conversations, 180 pairs (oasst)
-held out: about 30% of the conversations, 60 pairs; too few pairs for a second reward model that judges
+held out: 60 of 180 pairs; too few pairs for a second reward model that judges
   `align`
 answer: the share of the held-out pairs that `align` gets right, within 22 points at worst, against the base
   model; whether answers are better, people or a judge can say
@@ -383,7 +383,7 @@ read: t.jsonl as 60 conversations, 40 bad rows (oasst)
 dropped of t.jsonl: bad rows, 40; the first are t.jsonl:1: the row has 3 responses, all of which would be
   learned; use an algorithm that learns comparisons; t.jsonl:2: the row has 3 responses, ...; t.jsonl:3: the row
   has 3 responses, ...
-held out: about 30% of the conversations, 20 demonstrations
+held out: 20 of 60 demonstrations
 answer: loss and accuracy of the next tokens of held-out demonstrations, against the base model; whether
   answers are better, people or a judge can say
 stages, of which:

@@ -416,13 +416,14 @@ class Plan:
         pairs = self.share and self.goal in ("pairs", "prompts") and self.count("pairs", self.share)
         return pairs >= LEAST_PAIRS
 
-    def count(self, kind: str, low: float, high: float = 1.0) -> int:
+    def count(self, kind: str, low: float = 0.0, high: float = 1.0) -> int:
         """The number of examples of a kind, of rankings the number of pairs, in a share of the
-        conversations.
+        conversations; in all of them, also of files of which none is held out.
         """
-        rows = list[Group]()
-        for file in self.split(self.of(kind)):
-            rows += file.part(low, high)
+        rows, split = list[Group](), self.split(self.files)
+        for file in self.of(kind):
+            if file in split or (low, high) == (0, 1):
+                rows += file.part(low, high)
         if kind == "pairs":
             return sum(len(resolved_pairs(row)) for row in rows)
         return len(rows)
