@@ -236,7 +236,7 @@ def load(
     errors: list[SkippedRow] = []
     for reader in readers:
         bad = reader.bad
-        found = reader.of_part(chain.from_iterable(row.groups for row in reader.rows()))
+        found = [*chain.from_iterable(row.groups for row in reader.rows_of_part())]
         for row in bad:
             (skipped if row.left_out or reader.source.on_bad_row == "skip" else errors).append(row)
         if not found and not errors:
@@ -327,16 +327,19 @@ class SourceReader:
             if good == self.source.limit:
                 break
 
-    def of_part(self, groups: Iterable[Group]) -> list[Group]:
-        """The groups in the share of the conversations that the source names; all without one."""
+    def rows_of_part(self) -> Iterator[ReadRow]:
+        """The rows in the share of the conversations that the source names, all without one; and
+        the bad rows, which lie nowhere.
+        """
         if self.source.part is None:
-            return list(groups)
+            yield from self.rows()
+            return
         low, high = self.source.part
-        found, keys = list[Group](), dict[Any, str]()  # the groups of one row are on one side
-        for group in groups:
-            if low <= split.fraction(keys.setdefault(group.origin, self.key(group))) < high:
-                found.append(group)
-        return found
+        for row in self.rows():
+            # The groups of one row are on one side
+            places = [split.fraction(self.key(group)) for group in row.groups[:1]]
+            if row.bad is not None or any(low <= place < high for place in places):
+                yield row
 
     def key(self, group: Group) -> str:
         """What decides where a group lies in the split of its source."""

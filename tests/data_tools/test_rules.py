@@ -13,6 +13,10 @@ from planted_rows import data
 
 from alignkit import Group, Message, Response
 from alignkit.data.group import group_id
+from alignkit.errors import Repeated
+from alignkit.recipe.yaml import plain_data
+from alignkit.runs.fingerprint import RunData
+from alignkit_plugins.command_line.words import data_of
 from alignkit_plugins.data_tools.clean import STOCK, Rules, redacted, redacted_group, rows_to_clean
 from alignkit_plugins.data_tools.files import removed_file
 from alignkit_plugins.data_tools.files import write_rows as pack
@@ -208,6 +212,27 @@ def test_what_was_left_out_is_redacted_too(
     said = capsys.readouterr().out.partition(f"{out}: ")[2].splitlines()
     assert said[:2] == ["2 rows from 3", "rows not written: 1 (they cannot be read)"]
     assert said[2].startswith(f"bad rows skipped: 1, the first: {file}:3: column 'label' must be")
+
+
+def test_a_part_has_the_rows_that_a_recipe_reads(tmp_path: Path) -> None:
+    rows = [{"prompt": f"What is {n} of {n * n}?", "completion": f"{n} of it."} for n in range(40)]
+    file, out = write_rows(tmp_path / "a.jsonl", rows), tmp_path / "b.jsonl"
+    seen = list[Any]()
+    for share in ([0, 0.4], [0.4, 1]):
+        entry = f"{{path: {file}, part: {share}}}"
+        read = [
+            prompt.prompt[0]["content"]
+            for prompt in RunData(Path).read(data_of(plain_data(entry, ""), "")).groups
+        ]
+        seen += read
+        data("clean", entry, "--out", out, "near=0")
+        assert [row["prompt"] for row in read_rows(out)] == read
+        data("convert", entry, "--to", "sft", "--out", out)
+        assert [row["prompt"][0]["content"] for row in read_rows(out)] == read
+    assert sorted(seen) == sorted(row["prompt"] for row in rows) and seen[0] != rows[0]["prompt"]
+    held_out = f"against={{path: {file}, part: [0, 0.4]}}"
+    data("check", entry, held_out, "near=0")
+    data("check", file, held_out, "near=0", code=Repeated.exit_code)
 
 
 def test_texts_become_rows(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def no_stage(name: str) -> Path:
 
 
 def read_rows(spec: DataSpec, notes: list[str] | None = None) -> list[Row]:
-    """All rows, up to the limit of each source. Raises DataError if a source has no good one.
+    """All rows, up to the limit of each source, and in its part. Raises DataError if a source has no
+    good one.
 
     notes: gets what formats decided about all rows.
     """
@@ -51,13 +52,13 @@ def read_rows(spec: DataSpec, notes: list[str] | None = None) -> list[Row]:
         formats, commit = plugins().usable("format"), partial(commit_of, "dataset")
         reader = SourceReader(source, formats, no_stage, commit, place)
         name, before = short(source.name), len(rows)
-        for row in reader.rows():
+        for row in reader.rows_of_part():
             raw = None if isinstance(row.raw, BadRow) else row.raw
             rows.append(Row(name, row.number, raw, tuple(row.groups), str(row.bad or "")))
         if notes is not None and reader.format:
             notes += reader.format.notes
         if len(rows) - before == len(reader.bad):
-            why = "it is empty"
+            why = "it has no row to read"
             if reader.bad:
                 why = f"no usable row; no row can be read; for example {reader.bad[0]}"
             raise DataError(f"{source.name}: {why}")
