@@ -649,11 +649,18 @@ def test_a_column_of_labels_is_a_person(tmp_path: Path, line: str) -> None:
     assert re.fullmatch(wanted, " / ".join(notes)), notes
 
 
-@pytest.mark.parametrize("code", ["utf-16", "utf-16-be"])
-def test_utf_16_is_named(tmp_path: Path, code: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "text", "what"),
+    [
+        ("utf-16", "\ufeffa,b\n", ": UTF-16; save the file as UTF-8"),
+        ("utf-16-be", "\ufeffa,b\n", ": UTF-16; save the file as UTF-8"),
+        ("cp1252", "prompt,b\nWho?,é\nWhat?,ü\nWhy?,x\n", ":3: not UTF-8, as 2 of its lines"),
+    ],
+)
+def test_another_encoding_is_named(tmp_path: Path, code: str, text: str, what: str) -> None:
     for name in ("d.csv", "d.jsonl", "d.txt"):
-        (tmp_path / name).write_bytes("\ufeffa,b\n".encode(code))
-        assert f"{name}: UTF-16; save the file as UTF-8" in read_as(tmp_path / name)[0]
+        (tmp_path / name).write_bytes(text.encode(code))
+        assert f"! {tmp_path / name}{what}" in read_as(tmp_path / name)[0]
 
 
 @pytest.mark.parametrize("block", FILES.strip("\n").split("\n\n"))

@@ -103,9 +103,10 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines with their ends, without a byte order mark.
 
     Bytes that are not UTF-8 become surrogates, which `parse` refuses. Raises `DataError` that names
-    the line at which a damaged file ends.
+    the line at which a damaged file ends, and for a file in another encoding: without it, rows in
+    languages that ASCII cannot write would be skipped as a few bad ones.
     """
-    number = 0
+    number, valid, foreign = 0, 0, 0
     if is_special(path):
         raise DataError(f"{path}: {NO_FILE}")
     try:
@@ -113,10 +114,14 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, 1):
                 if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                     raise DataError(f"{path}: UTF-16; {RECODE.replace('CP1252', 'UTF-16')}")
-                yield (
-                    number,
-                    line.decode(errors="surrogateescape").removeprefix("\ufeff" * (number == 1)),
-                )
+                text = line.decode(errors="surrogateescape").removeprefix("\ufeff" * (number == 1))
+                if not text.isascii():
+                    is_foreign = UNDECODED.search(text) is not None
+                    valid, foreign = valid + (not is_foreign), foreign + is_foreign
+                    if foreign > max(1, valid):
+                        what = f"not UTF-8, as {foreign} of its lines that are not plain ASCII"
+                        raise DataError(f"{path}:{number}: {what}; {RECODE}")
+                yield number, text
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{path}:{number + 1}: the gzip file is damaged or truncated: {error}"
