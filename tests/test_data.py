@@ -508,6 +508,10 @@ d.jsonl {format: gsm8k}
 {"question": "How many?", "answer": "2 + 3 = 5\\n#### 5"}
   1: u: How many? -> 2 + 3 = 5\n#### 5 {"answer": "5"}
 
+sep.csv
+sep=;\r\nprompt;safe, so\r\na, b|c;no\r\n
+  2: u: a, b|c -> {"safe, so": "no"}
+
 labels.csv
 Question,Answer A,Answer B,rated by Ann,rated by Tom Lee\n
 q,x,y,,A\nr,x,y,answer B,b\ns,x,y,A is better,B\nt,x,y,tie,A\nu,x,y,,\nv,x,y,so,A\n

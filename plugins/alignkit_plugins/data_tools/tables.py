@@ -11,6 +11,7 @@ import csv
 import importlib
 import logging
 import math
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -26,6 +27,7 @@ from alignkit.io.digest import folder_digest
 from alignkit.io.text import NO_FILE, cache_folder, is_special
 from alignkit.recipe.sources import CommitOf, DataSource
 
+SEPARATOR = re.compile(r"^sep=(.)\s*$", re.IGNORECASE)  # a first line that Excel does not count
 PARQUET_ROWS = 1024  # decoded together
 
 
@@ -40,10 +42,13 @@ class Csv(Reader):
     def rows(self, path: Path) -> NumberedRows:
         csv.field_size_limit(2**31 - 1)  # the default limit is 128 KiB
         lines = (line for _, line in text_lines(path))
-        first = next(lines, None)
-        if first is None:
+        first = next(lines, "")
+        marks = SEPARATOR.findall(first)
+        if marks:
+            first = next(lines, "")
+        if not first:
             return
-        marks = [mark for mark in ",;\t|" if mark in first]
+        marks = marks or [mark for mark in ",;\t|" if mark in first]
         delimiter = marks[0] if len(marks) == 1 else self.usual
         records = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
         header: list[str] = []
