@@ -160,8 +160,10 @@ def test_data_that_may_do_are_not_refused(tmp_path: Path, stages: list[str]) -> 
     assert main(["check", *recipe_of(tmp_path, *stages)]) == 0
 
 
-def test_bad_rows_are_listed_once_by_their_file(tmp_path: Path, said: Said) -> None:
-    stages = ("OF_PAIRS, pairs: pairs.jsonl", "algorithm: dpo, data: pairs.jsonl")
+@pytest.mark.parametrize("data", ["pairs.jsonl", "[{hub: a/b}, {path: pairs.jsonl, part: [0, 1]}]"])
+def test_bad_rows_are_listed_once_by_their_file(data: str, tmp_path: Path, said: Said) -> None:
+    """Also next to what a run downloads."""
+    stages = (f"OF_PAIRS, pairs: {data}", f"algorithm: dpo, data: {data}")
     recipe = recipe_of(tmp_path, *stages)
     with (tmp_path / "pairs.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"prompt": "is it?", "chosen": "yes"}\n')

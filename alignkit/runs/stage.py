@@ -29,6 +29,7 @@ from alignkit.errors import (
 )
 from alignkit.host import returns
 from alignkit.host.calls import call, create
+from alignkit.host.plugins import reader_of
 from alignkit.host.registry import Component
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
@@ -37,7 +38,7 @@ from alignkit.io.opened import digest_of, files_read
 from alignkit.io.results import Results
 from alignkit.io.text import redacted
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, specs
-from alignkit.recipe.sources import DataSpec, Loaded
+from alignkit.recipe.sources import DataSource, DataSpec, Loaded
 from alignkit.recipe.yaml import Keys
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.model_source import place_of
@@ -224,20 +225,33 @@ class RunStage(ActiveStage):
         self, problems: Problems, entries: Iterable[DataSpec]
     ) -> Iterator[tuple[DataSpec, Loaded]]:
         for spec in entries:
-            if any(spec is one for one in self.read):
+            here = self._here(spec)
+            if any(here is one for one in self.read):
+                continue
+            if here is not spec and (here in self.read or not here.sources):
                 continue
             try:
-                loaded = self.services.data.read(spec)
+                loaded = self.services.data.read(here)
             except DataError as error:  # with a place in its file
                 problems.add([Problem(str(error))])
             else:
-                self.read.append(spec)
-                yield spec, loaded
+                self.read.append(here)
+                if here is spec:
+                    yield spec, loaded
 
-    def _is_here(self, spec: DataSpec) -> bool:
+    def _here(self, spec: DataSpec) -> DataSpec:
+        """An entry; or if some of its sources are not here, all rows of its files, but for those
+        that runs write.
+        """
         made = {source.stage for source in spec.sources} - {None}
         downloaded = any(source.hub is not None for source in spec.sources)
-        return made <= self.services.ready and (self.services.download or not downloaded)
+        if made <= self.services.ready and (self.services.download or not downloaded):
+            return spec
+        files, unsplit = list[DataSource](), {"part": None, "validation": 0.0}
+        for source in spec.sources:
+            if source.path is not None and not getattr(reader_of(source.path), "grows", False):
+                files.append(source.model_copy(update=unsplit))
+        return DataSpec(tuple(files))
 
     def check_scoring(self, options: Any, rewards: Any, groups: Sequence[Group]) -> None:
         """Let rewards, combinations and environments say what the groups lack. options: in which
@@ -303,7 +317,7 @@ class TrainingStage(RunStage):
                 f"warning: {self.recipe.model.base} reads {most:,} tokens, so stage '{self.name}' "
                 f"learns no more of a row, and not max_length {settings.max_length:,}"
             )
-        for spec, loaded in self._read(problems, filter(self._is_here, self.entries)):
+        for spec, loaded in self._read(problems, self.entries):
             keys, groups = keys_of(settings, spec), [*loaded.groups, *loaded.validation]
             with problems.gathering(self.name, keys or ()):
                 if encoder is not None:
@@ -394,10 +408,7 @@ class StepStage(RunStage):
 
     def check_data(self, problems: Problems, rows: int | None) -> None:
         options, component = self.spec.component.options, self.spec.component
-        loaded = {
-            id(spec): one.groups
-            for spec, one in self._read(problems, filter(self._is_here, self.entries))
-        }
+        loaded = {id(spec): one.groups for spec, one in self._read(problems, self.entries)}
         data = StepData(
             lambda spec: loaded.get(id(spec)),
             partial(self.check_scoring, options),
