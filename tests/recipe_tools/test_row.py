@@ -21,7 +21,7 @@ ROWS = {
 """.replace("\n ", " "),
     "pairs": """\
 {"prompt": "Hi?", "chosen": "Hello.", "rejected": "No", "margin": 2}
-{"prompt": "One?", "chosen": "1", "rejected": "2"}
+{"prompt": "One?", "chosen": "1", "rejected": "2", "weight": 3}
 """,
     "prompts": '{"prompt": "What is 1 + 1?", "answer": "2"}',
 }
@@ -144,6 +144,7 @@ worse: 4 tokens, scored at the last
 
 $ helpful 2 ~stages.again
 helpful (reward_model): row 2 of 2 (pairs.jsonl:2)
+note: weight in the loss, by its column: 3
 --
 user
   One?

@@ -57,6 +57,13 @@ read d.jsonl: warning: 1 with the same prompt and the opposite preference: row 1
   better  a
   worse   b
 
+{"prompt": "q", "completion": "a", "weight": 3}
+{"prompt": "r", "completion": "b", "weight": ""}
+read d.jsonl: prompt_completion (recognized), 2 conversations
+read d.jsonl: weights of rows in the loss: column weight, 1 to 3; without them: columns: {other_weight: weight}
+  user       q
+  assistant  a
+
 {"prompt": "q", "chosen": " ", "rejected": "b"}
 {"prompt": "r", "chosen": "\U0001f44d", "rejected": "b"}
 read d.jsonl: preference (recognized), 2 conversations, 2 pairs

@@ -128,8 +128,11 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
     if group.origin:
         title += f" ({group.origin})"
     found = Inspection(title, [(one.title, one.text) for one in readable_turns(group)])
-    if group.meta:
-        columns = [f"{key}: {value!r:.200}" for key, value in group.meta.items()]
+    others = dict(group.meta)
+    if group.responses and others.pop("weight", None) is not None:
+        found.notes.append(f"weight in the loss, by its column: {group.weight:g}")
+    if others:
+        columns = [f"{key}: {value!r:.200}" for key, value in others.items()]
         found.notes.append(f"other columns: {', '.join(columns)}")
     if learned is None:
         prompt = encoder.prompt(group.prompt, group.tools)

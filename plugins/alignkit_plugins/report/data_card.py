@@ -65,10 +65,10 @@ def describe(loaded: Loaded) -> list[str]:
     return lines
 
 
-def row_warnings(groups: Iterable[Group]) -> list[str]:
-    """Warnings of rows that contradict each other or that hold what nobody can have meant: the same
-    prompt with chosen and rejected exchanged, or with other known answers; empty responses in pairs;
-    known answers that no response can be.
+def row_warnings(groups: Sequence[Group]) -> list[str]:
+    """How a column weights rows; and warnings of rows that contradict each other or that hold what
+    nobody can have meant: the same prompt with chosen and rejected exchanged, or with other known
+    answers; empty responses in pairs; known answers that no response can be.
     """
     first, found = dict[Any, tuple[str, int]](), defaultdict[str, list[str]](list)
     for group in groups:
@@ -96,10 +96,16 @@ def row_warnings(groups: Iterable[Group]) -> list[str]:
                 found[text].append(f"{place} and {row}")
     if COMMA not in found:
         found.pop(OTHER_WAY, None)
-    return [
-        f"warning: {len(rows):,} with {text}: row {', '.join(rows[:3])}"
-        for text, rows in found.items()
-    ]
+    lines = list[str]()
+    weights = [group.weight for group in groups]
+    if any(group.weight != 1 and "weight" in group.meta for group in groups):
+        lines.append(
+            f"weights of rows in the loss: column weight, {min(weights):g} to {max(weights):g}; "
+            "without them: columns: {other_weight: weight}"
+        )
+    for text, rows in found.items():
+        lines.append(f"warning: {len(rows):,} with {text}: row {', '.join(rows[:3])}")
+    return lines
 
 
 def _by_source(loaded: Loaded, groups: Iterable[Group]) -> list[list[Group]]:
