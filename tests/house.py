@@ -45,9 +45,9 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 199_700
+  plugins: 200_000
   alignkit and plugins: 331_000
-  all Python but tests: 421_000
+  all Python but tests: 421_500
   tests: 400_000
   schema names: 345
   schema slots: 620

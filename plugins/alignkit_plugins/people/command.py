@@ -90,7 +90,7 @@ def label(
       alignkit label prompts.jsonl --annotator ada --annotator bob --overlap 2
       alignkit label a.jsonl --annotator ada --host https://labels.example.org
       alignkit label answers.jsonl --task review
-      alignkit label faq.csv --columns prompt=Question,A="answer one",B="answer two"
+      alignkit label faq.csv --columns prompt=Question,A=one,B=two
       alignkit label pairs.jsonl --gold known.jsonl --guidelines rules.md
       alignkit label runs/people/labels.feedback
     """
