@@ -35,6 +35,7 @@ LINES = [
     (CURVE._replace(band=[(0, 1), (0, 2), (1, 3)]), (2, 1, 3)),
     (Line(range(13), range(13)), (1, 0, 0)),
     (Line(range(41), range(41)), (2, 0, 0)),  # noisy, perhaps: smoothed, with what it was behind
+    (Line(range(41), range(41), [(0, 41)] * 41), (2, 1, 0)),  # a mean, within its band
     (Line([1, 2], [0, 1]), (0, 0, 2)),
 ]
 

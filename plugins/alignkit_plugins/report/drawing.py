@@ -151,11 +151,12 @@ def curves(lines: Mapping[str, Line], label: str, key: bool = True) -> Drawing:
         if line.band:
             lows, highs = zip(*line.band, strict=True)
             plot.curve(f"band {style}", [*line.x, *line.x[::-1]], [*lows, *highs[::-1]])
-        joined = line.joined and len(line.x) > 2
-        if joined and len(line.x) > NOISY:
-            plot.curve(f"raw {style}", line.x, line.y)
+        joined, y = line.joined and len(line.x) > 2, line.y
+        if joined and len(line.x) > NOISY and not line.band:  # what has a band is a mean already
+            plot.curve(f"raw {style}", line.x, y)
+            y = smoothed(y)
         if joined:
-            plot.curve(style, line.x, smoothed(line.y))
+            plot.curve(style, line.x, y)
         if not joined or len(line.x) <= DOTTED:
             for one, other in zip(line.x, line.y, strict=True):
                 plot.dot(style, one, other)
