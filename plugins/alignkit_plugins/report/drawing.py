@@ -151,7 +151,7 @@ def curves(lines: Mapping[str, Line], label: str, key: bool = True) -> Drawing:
         if line.band:
             lows, highs = zip(*line.band, strict=True)
             plot.curve(f"band {style}", [*line.x, *line.x[::-1]], [*lows, *highs[::-1]])
-        joined, y = line.joined and len(line.x) > 2, line.y
+        joined, y = line.joined and len(line.x) > 2, list(line.y)
         if joined and len(line.x) > NOISY and not line.band:  # what has a band is a mean already
             plot.curve(f"raw {style}", line.x, y)
             y = smoothed(y)
