@@ -354,8 +354,7 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
         ((_, alike),) = Counter(_HELD.sub("", row.reason) for row in skipped).most_common(1)
         if 2 * alike > stored:
             why = f"{alike:,} of {stored:,} rows cannot be read; the first is {bad[0]}"
-            help = "correct or delete such rows; a recipe of your own leaves them out by"
-            raise DataError(f"{why}\nhelp: {help} `on_bad_row: skip`")
+            raise DataError(f"{why}\nhelp: correct or delete them; `on_bad_row: skip` leaves them out")
     if kind == "demos":
         for row in groups:
             if why := why_not_demonstration(row):
