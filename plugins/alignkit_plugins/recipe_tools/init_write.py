@@ -354,7 +354,7 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
         ((_, alike),) = Counter(_HELD.sub("", row.reason) for row in skipped).most_common(1)
         if 2 * alike > stored:
             why = f"{alike:,} of {stored:,} rows cannot be read; the first is {bad[0]}"
-            raise DataError(f"{why}\nhelp: correct or delete them; `on_bad_row: skip` leaves them out")
+            raise DataError(f"{why}\nhelp: delete them, or write `on_bad_row: skip` yourself")
     if kind == "demos":
         for row in groups:
             if why := why_not_demonstration(row):
