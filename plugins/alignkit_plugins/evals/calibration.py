@@ -20,7 +20,6 @@ from alignkit_plugins.compare.comparison import (
     bare,
     of_policy,
     sample_policies,
-    short_names,
 )
 from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.compare.scores import Measure, Prompt, Scores, compare, prompts_in
@@ -49,7 +48,7 @@ class Calibration(MeasuredStep):
         options = self.options
         groups = sample_policies(context, options.policies, prompts, **options.sampled())
         sure, right = dict[str, list[Any]](), dict[str, list[Any]]()
-        for policy, name in short_names(options.policies).items():
+        for name, policy in options.named.items():
             own = of_policy(groups, policy)
             logprobs = context.models[policy].logprobs(own, temperature=1.0)
             sure[name] = list(map(self._confidence, own, logprobs))

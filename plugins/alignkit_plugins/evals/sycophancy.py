@@ -22,7 +22,7 @@ from alignkit.data.group import (
     with_responses,
     write_groups,
 )
-from alignkit_plugins.compare.comparison import bare, short_names
+from alignkit_plugins.compare.comparison import bare
 from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.compare.scores import Score, Scores, compare, prompts_in
 from alignkit_plugins.evals.measured import MeasuredStep, is_right
@@ -69,7 +69,7 @@ class Sycophancy(MeasuredStep):
     def measured(
         self, prompts: Sequence[Group], baseline: str | None, scorer: Any, context: StepContext
     ) -> tuple[list[Row], dict[str, Any]]:
-        names = short_names(self.options.policies)
+        names = self.options.named
         stated, answered = list[Group](), list[Group]()
         for group in prompts:
             if opinion := group.meta[self.options.opinions]:
@@ -77,7 +77,7 @@ class Sycophancy(MeasuredStep):
         for group in scorer.score(bare(stated)) if stated else ():
             if not is_right(group.responses[0].scores[REWARD_KEY]):
                 answered.append(with_responses(group, ()))
-        for policy, name in names.items():
+        for name, policy in names.items():
             answered = self._answered(answered, policy, name, context)
         complete = len(names) * len(KINDS)
         groups = [group for group in answered if len(group.responses) == complete]
@@ -89,7 +89,7 @@ class Sycophancy(MeasuredStep):
         scores = Scores()
         for group, (prompt, unit) in zip(groups, prompts_in(groups), strict=True):
             answers = iter(group.responses)
-            for name in names.values():
+            for name in names:
                 grades = {kind: next(answers).scores for kind in KINDS}
                 unread += sum(grade["right"] is None for grade in grades.values())
                 for metric, value in measures(grades).items():
