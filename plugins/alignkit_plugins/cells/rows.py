@@ -53,10 +53,15 @@ def keep_row(recipe: Recipe, folder: Path, step: str) -> None:
         write_checked(folder / CELLS / name, row)
 
 
+def row_files(run: Path) -> list[Path]:
+    """The files of a run's cells that are complete, as ADDRESS.json."""
+    return sorted((run / CELLS).glob("*=*.json"))
+
+
 def rows_of(run: Path) -> list[dict[str, Any]]:
     """The rows of a run's cells, each with its folder. Raises DataError if one was changed."""
     rows = list[dict[str, Any]]()
-    for file in sorted((run / CELLS).glob("*=*.json")):
+    for file in row_files(run):
         row = read_checked(file)
         if not row:
             text = f"{file}: it is not as the run wrote it"

@@ -12,7 +12,7 @@ from alignkit.contract.report import Report
 from alignkit.errors import DataError
 from alignkit.io.results import CELLS, json_lines
 from alignkit_plugins.cells.changes import listed
-from alignkit_plugins.cells.rows import rows_of, to_come
+from alignkit_plugins.cells.rows import row_files, to_come
 from alignkit_plugins.cells.table import SEED, report_of
 from alignkit_plugins.compare.rows import Row, rows_in
 from alignkit_plugins.report import drawing, figures
@@ -31,7 +31,7 @@ def so_far(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
     """
     complete = set[str]()
     for run in runs:
-        complete.update(Path(one["folder"]).name for one in rows_of(run))
+        complete.update(file.stem for file in row_files(run))
     left, commands = dict[str, list[str]](), dict[str, None]()  # an ordered set
     for run in runs:
         for address, command in to_come(run).items():
