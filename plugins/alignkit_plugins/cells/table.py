@@ -80,15 +80,16 @@ def table_of(cells: Cells, stage: str) -> CellTable:
     columns = dict.fromkeys(chain.from_iterable(own.values() for own in names.values()))
     others = [name for name in columns if name not in (baseline, BASE)]
     rows, headline = compared(scores, baseline, others), first["headline"]
+    grid = _grid(scores, headline)
     if len(seeds) == 1:
         notes += [f"one seed, {seeds[0]}: the intervals are over prompts only"]
     elif others:
-        notes += _visible(scores, headline, baseline, others)
+        notes += _visible(grid, scores.measures[headline], headline, baseline, others)
     notes += _best(scores, headline, baseline, others)
     varied = [name for name in others if name not in first["policies"]] or others
     notes += apart(scores, headline, varied[:1], varied[1:])
     for key, numbers in numbers_of([one["values"] for one in cells], SEED).items():
-        last, grid = first["policies"][-1], _grid(scores, headline)
+        last = first["policies"][-1]
         at = {names[variant][last]: number for variant, number in numbers.items()}
         notes += trend(grid, at, key, headline, bool(scores.measures[headline].percent))
     heads = [one for one in _by(scores, headline).rows if one.policy in others]
@@ -281,11 +282,16 @@ def _mean(share: Array, of_shares: bool) -> dict[str, Any]:
     low, high = middle - half, middle + half
     if of_shares:
         low, high = max(0.0, low), min(1.0, high)
-    ends: Any = {"low": low, "high": high}
-    if not of_shares and float(np.ptp(share)) < EQUAL:
-        ends = UNKNOWN
     seeds = share.mean(0).tolist()
-    return {"mean": float(share.mean()), **ends, "n": len(share), "seeds": seeds}
+    return {**_estimate(share, low, high, of_shares), "seeds": seeds}
+
+
+def _estimate(values: Array, low: float, high: float, of_shares: bool) -> dict[str, Any]:
+    """The mean of values with its interval, which nothing says if they are all alike and no shares."""
+    ends: Any = {"low": low, "high": high}
+    if not of_shares and float(np.ptp(values)) < EQUAL:
+        ends = UNKNOWN
+    return {"mean": float(values.mean()), **ends, "n": len(values)}
 
 
 def _differences(gaps: Mapping[str, Array], of_shares: bool) -> dict[str, dict[str, Any]]:
@@ -298,19 +304,17 @@ def _differences(gaps: Mapping[str, Array], of_shares: bool) -> dict[str, dict[s
     for (name, own), (low, high), p in zip(gaps.items(), ends, sided, strict=True):
         by_prompt, both = own.mean(1), 2 * float(min(p))
         different, equal = int(np.count_nonzero(by_prompt)), float(np.ptp(by_prompt)) < EQUAL
-        bounds: Any = {"low": float(low), "high": float(high)}
-        if equal and not of_shares and float(np.ptp(own)) < EQUAL:
-            bounds = UNKNOWN
-        one = {"mean": float(own.mean()), **bounds, "n": len(own)}
+        one = _estimate(own, float(low), float(high), of_shares)
         differences[name] = {**one, "p": statistics.not_surer(both, different, equal)}
     return differences
 
 
-def _visible(scores: Scores, metric: str, baseline: str, names: Sequence[str]) -> list[str]:
+def _visible(
+    grid: Mapping[str, Array], measure: Measure, metric: str, baseline: str, names: Sequence[str]
+) -> list[str]:
     """The smallest difference that the table could see, as a range, because few seeds say little of
-    what seeds add; and what lowers it.
+    what seeds add; and what lowers it. grid: see `_grid`.
     """
-    grid, measure = _grid(scores, metric), scores.measures[metric]
     gaps = np.stack([grid[name] - grid[baseline] for name in names])
     found = crossed.intervals(gaps, _of_shares(measure)).parts
     least, _, most = crossed.visible(found, ERROR / len(gaps))
