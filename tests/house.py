@@ -45,13 +45,13 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 200_000
+  plugins: 200_200
   alignkit and plugins: 331_000
-  all Python but tests: 421_500
+  all Python but tests: 421_700
   tests: 400_000
   schema names: 345
   schema slots: 620
-  other files, bytes: 152_300
+  other files, bytes: 152_400
   commands: 20
   flags: 60
 layers:

@@ -48,7 +48,8 @@ class ModelSpec(Options):
     """The base model, and how its weights are trained."""
 
     base: Annotated[str, in_recipe("model")] = Field(
-        min_length=1, description="Hugging Face model id, folder, or a plugin's NAME or NAME://PATH"
+        min_length=1,
+        description="Hugging Face model id, folder, GGUF file, or a plugin's NAME or NAME://PATH",
     )
     revision: str | None = Field(None, "commit, branch or tag on the Hub; default: the latest")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

@@ -20,6 +20,7 @@ from alignkit.contract.kinds import SCHEDULES
 from alignkit.contract.options import Options, options_of_call
 from alignkit.contract.reward import REWARD_KEY, RewardCombination
 from alignkit.contract.settings import OptimizerOptions
+from alignkit.data.files import suffix_of
 from alignkit.errors import PluginError, Problem, did_you_mean
 from alignkit.host.calls import call, create
 from alignkit.host.plugins import reader_of
@@ -339,10 +340,14 @@ class Resolver:
         return value
 
     def read_model(self, value: str) -> str:
-        """A base model: a plugin's name and a hub id stay as they are, and a folder becomes
-        absolute.
+        """A base model: a plugin's name and a hub id stay as they are, and a folder or a file
+        becomes absolute.
         """
         name, separator, path = value.partition("://")
+        suffix = suffix_of(Path(value)).removeprefix(".")
+        if not separator and suffix and self.registry.has("model", suffix):
+            self.plugin("model", suffix)
+            return str(self.file(Path(value)))
         # Few hub ids have no namespace, so what is almost the name of a plugin is misspelled.
         misspelled = "/" not in value and did_you_mean(value, self.registry.names("model"))
         if not separator and not misspelled:

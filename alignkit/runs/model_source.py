@@ -59,6 +59,13 @@ def locate_model(base: str) -> str:
         return str(registration.implementation(cache, *filter(None, [path])))
 
 
+def made_before(base: str) -> Path | None:
+    """The newest folder that a model plugin has made for `model.base`; the plugin is not called."""
+    name, path = source_of(base)
+    made = cache_folder().glob(f"{Path(path).name or name}-*")
+    return max(made, key=getmtime, default=None) if name else None
+
+
 def _description(spec: ModelSpec, model: SharedModel) -> str:
     """`bfloat16 on cpu, packs of up to 8192 tokens`."""
     dtype, passes = model.dtype_name, f"packs of up to {model.token_budget} tokens"
@@ -122,11 +129,8 @@ class ModelSource:
 
     @cached_property
     def _here(self) -> str:
-        """The source, if it is here or may be fetched; else the newest that a model plugin has made,
-        which is not asked for it; or an empty text.
-        """
-        made = cache_folder().glob(f"{''.join(source_of(self.spec.base))}-*")
-        return self.source or str(max(made, key=getmtime, default=""))
+        """The source, if it is here or may be fetched, or was; or an empty text."""
+        return self.source or str(made_before(self.spec.base) or "")
 
     @cached_property
     def encoder(self) -> Encoder | None:

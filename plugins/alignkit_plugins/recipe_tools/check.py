@@ -11,6 +11,7 @@ import typer
 
 from alignkit.contract.commands import RecipeName, Result, argument, option
 from alignkit.errors import AlignkitError, refuse
+from alignkit.io.text import is_file
 from alignkit_plugins.command_line.printing import print_lines, print_table
 from alignkit_plugins.text.readable import duration
 
@@ -245,7 +246,8 @@ def _notes(run: Run, rows: int | None) -> Iterator[str]:
     base = run.recipe.model.base
     scope = "all rows" if rows is None else f"the first {rows} rows of each source"
     if run.model_source(BASE).encoder is None:
-        yield f"{base} is not on this machine, so its chat template was not tried"
+        why = "is converted by its first run" if is_file(base) else "is not on this machine"
+        yield f"{base} {why}, so its chat template was not tried"
     else:
         yield f"{base}: looked at {scope} as its chat template writes them"
 

@@ -33,12 +33,13 @@ from alignkit.errors import AlignkitError, DataError, did_you_mean, refuse
 from alignkit.evaluation.held_out import FEW_EXAMPLES
 from alignkit.evaluation.numbers import number_of
 from alignkit.evaluation.split import fraction, opening
-from alignkit.host.plugins import plugins, source_of
+from alignkit.host.plugins import plugins
 from alignkit.io.digest import cached_snapshot
-from alignkit.io.text import cache_folder, is_dir, is_file
+from alignkit.io.text import is_dir, is_file
 from alignkit.recipe.sources import UnknownFormat, keys_of_split
 from alignkit.recipe.yaml import dump
 from alignkit.runs.fingerprint import RunData
+from alignkit.runs.model_source import made_before
 from alignkit_plugins.command_line.words import (
     check_columns,
     data_of,
@@ -529,9 +530,7 @@ def _answered(base: str | None, rows: Sequence[Group]) -> list[Group]:
     """Questions with greedy answers of the base model; none if it is not here, or large."""
     if base is None:
         return []
-    path = Path(base) if is_dir(base) else cached_snapshot(base, None)
-    if path is None and source_of(base)[0]:
-        path = next(cache_folder().glob(f"{base}-*"), None)
+    path = Path(base) if is_dir(base) else made_before(base) or cached_snapshot(base, None)
     if path is None or sum(file.stat().st_size for file in path.glob("*.safetensors")) > LARGE:
         return []
     from alignkit_plugins.serving.files import answer_and_score  # With torch

@@ -30,6 +30,7 @@ from alignkit.models.whole_model import export as write_model
 from alignkit.recipe.schema import ADAPTER
 from alignkit.runs.model_source import locate_model
 from alignkit.tokens.encoder import Encoder
+from alignkit_plugins.bases.gguf import MANIFEST
 from alignkit_plugins.command_line.find import Model, is_result_name
 from alignkit_plugins.text.personal import mapped
 
@@ -88,7 +89,8 @@ def write(model: Model, out: Path, merge: bool, license: str | None) -> list[str
             _write_generation(base_folder if as_adapter else new, new, ends)
         notes += _sampling_notes(new)
         write_text(new / "recipe.yaml", recipe_text(model.run))
-        text = model_card(model, out.resolve().name, base, as_adapter, license, notes)
+        terms = "" if base_folder is None else _copy_terms(base_folder, new)
+        text = model_card(model, out.resolve().name, base, as_adapter, license, terms, notes)
         write_text(new / "README.md", redacted(text))
         _forget_names(new)
         around = model.run.resolve(), out.resolve().parent, Path.home(), Path.cwd()
@@ -142,6 +144,16 @@ def _folder_of(base: ModelOrigin) -> Path | None:
     if Path(base.source).is_dir():
         return Path(base.source)
     return cached_snapshot(base.source, base.revision) if on_hub(base) else None
+
+
+def _copy_terms(folder: Path, new: Path) -> str:
+    """Copy what a base model's license wants next to its weights, and to what is made from them;
+    return the license that its model source states, or an empty text.
+    """
+    for file in [*folder.glob("NOTICE*"), *folder.glob("LICENSE*")]:
+        if file.is_file():
+            shutil.copy(file, new)
+    return str(read_json(folder / MANIFEST, optional=True).get("license") or "")
 
 
 def _write_generation(folder: Path | None, new: Path, ends: frozenset[int]) -> None:
@@ -203,6 +215,7 @@ def model_card(
     base: ModelOrigin,
     is_adapter: bool,
     license: str | None,
+    terms: str,
     notes: Sequence[str],
 ) -> str:
     """Return the file README.md with the header that the hub reads.
@@ -213,6 +226,7 @@ def model_card(
         base: Its base model.
         is_adapter: Whether it is exported as an adapter.
         license: An id of a license.
+        terms: The base model's license, if it is known.
         notes: What its user must know.
     """
     from huggingface_hub import ModelCard, ModelCardData
@@ -245,6 +259,7 @@ def model_card(
         base_made=source_of(base.name)[0],
         is_adapter=is_adapter,
         license=license,
+        terms=terms,
         model=model,
         name=name,
         methods=methods,
