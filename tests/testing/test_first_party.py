@@ -89,6 +89,7 @@ judge:
   panel: {judges: [*judge, {local_judge: {min_mass: 0, criterion: harmless}}]}
   reward_judge: {reward_model: helpful}
 model:
+  gguf: "its file: tests/models/test_plugin_models.py"
   tiny: "below"
   smollm2-135m-instruct: "a download"
 """)
