@@ -35,7 +35,9 @@ def compute(row: Row, rule: Mapping[str, Any], folder: Path) -> Any:
         own = dict[tuple[str, str], list[float]]()
         for response in group.responses:
             for metric in ({*rule["weights"]} | {"facts right"}) & response.scores.keys():
-                own.setdefault((metric, str(response.source)), []).append(response.scores[metric])
+                score = response.scores[metric]
+                assert score is not None  # refusals and facts always have one
+                own.setdefault((metric, str(response.source)), []).append(score)
         for (metric, policy), values in own.items():
             found.setdefault(metric, {}).setdefault(policy, []).append(fmean(values))
     return found
