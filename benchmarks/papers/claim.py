@@ -253,12 +253,21 @@ def run_stages(
     name: str, folder: Path, run: Path, stages: Sequence[str], words: Sequence[str]
 ) -> None:
     """Run stages of recipes/papers/NAME.yaml, which is copied next to its data."""
+    recipe = folder / f"{name}.yaml"
+    shutil.copyfile(RECIPES / recipe.name, recipe)
+    _run(recipe, run, stages, words)
+
+
+def run_in_place(name: str, run: Path, words: Sequence[str]) -> None:
+    """Run recipes/papers/NAME.yaml, whose data are the project's."""
+    _run(RECIPES / f"{name}.yaml", run, (), words)
+
+
+def _run(recipe: Path, run: Path, stages: Sequence[str], words: Sequence[str]) -> None:
     from alignkit.host.plugins import load_plugins
     from alignkit.recipe.load import load_recipe
     from alignkit.runs.run import run_recipe
 
-    recipe = folder / f"{name}.yaml"
-    shutil.copyfile(RECIPES / recipe.name, recipe)
     load_plugins(sorted(RECIPES.glob("*.py")), [])
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         run_recipe(replace(load_recipe(recipe, words), chosen=tuple(stages)), run)

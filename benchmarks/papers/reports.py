@@ -1,0 +1,66 @@
+"""What claims share whose row is a whole run that ends in a stage `report`: the scores of each policy
+by prompt, and what is made of them.
+
+The rule has `axes`: for each the weights of metrics, of whose means over prompts it is a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from alignkit.data.group import read_groups
+from alignkit.evaluation.statistics import estimate
+from alignkit_plugins.cells.crossed import Array
+from alignkit_plugins.report import drawing
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def scores(run: Path) -> dict[str, dict[str, list[float]]]:
+    """By metric and policy the scores of prompts, means over their samples."""
+    found = dict[str, dict[str, list[float]]]()
+    for group in read_groups(run / "report" / "samples.jsonl"):
+        own = dict[tuple[str, str], list[float]]()
+        for response in group.responses:
+            for metric, score in response.scores.items():
+                if score is None:
+                    raise ValueError(f"{group.id}: no {metric} of {response.source}")
+                own.setdefault((metric, response.source or ""), []).append(score)
+        for (metric, policy), values in own.items():
+            found.setdefault(metric, {}).setdefault(policy, []).append(round(fmean(values), 6))
+    return found
+
+
+def measures(rows: Rows, rule: Mapping[str, Any]) -> dict[str, dict[int, Array]]:
+    """By `POLICY, AXIS` and seed the parts [prompts] whose mean is the policy's value on an axis.
+
+    Prompts are drawn within metrics, so that what is the same for all prompts of a metric is no
+    noise: a part is the axis itself, plus a prompt's distance from the mean of its metric, times
+    its weight.
+    """
+    found = dict[str, dict[int, Array]]()
+    for row in rows:
+        for axis, weights in rule["axes"].items():
+            parts = dict[str, list[Array]]()
+            for metric, weight in weights.items():
+                for policy, values in row["values"][metric].items():
+                    parts.setdefault(policy, []).append(weight * np.array(values) / len(values))
+            for policy, own in parts.items():
+                whole = float(sum(part.sum() for part in own))
+                within = np.concatenate([part - part.mean() for part in own])
+                by_seed = found.setdefault(f"{policy}, {axis}", {})
+                by_seed[row["seed"]] = whole + len(within) * within
+    return found
+
+
+def point(measured: Mapping[int, Array]) -> drawing.Point:
+    """A mean over seeds, with its interval."""
+    seeds = [float(value.mean()) for value in measured.values()]
+    one: Any = estimate(seeds)
+    low, high = (one["mean"] if one[end] is None else one[end] for end in ("low", "high"))
+    return drawing.Point(one["mean"], low, high, seeds)
