@@ -43,15 +43,17 @@ OTHERS = [
 
 
 def commands() -> str:
-    """A section per command, in the order of `alignkit --help`."""
+    """What each command does, with the names of its arguments and options, in the order of
+    `alignkit --help`, which explains them.
+    """
     group: Any = program()
     context = group.context_class(group, info_name="alignkit")
-    first: dict[tuple[str, str], str] = {}
-    return "\n".join(
-        _section(each, own, first)
+    rows = [
+        _row(each, own)
         for name, command in group.commands.items()
         for each, own in _with_those_below(command, name, context)
-    )
+    ]
+    return markdown_table(("command", "what it does", "options"), _escaped(rows)) + "\n"
 
 
 def _with_those_below(command: Any, name: str, parent: Any) -> Iterator[tuple[Any, Any]]:
@@ -64,29 +66,15 @@ def _with_those_below(command: Any, name: str, parent: Any) -> Iterator[tuple[An
         yield from _with_those_below(each, each_name, context)
 
 
-def _section(command: Any, context: Any, first: dict[tuple[str, str], str]) -> str:
-    """What a command does, and its arguments and options; `--help` adds details and examples.
-
-    Args:
-        first: the command in which an argument or option appeared first, with the same words.
-    """
-    path = _plain(context.command_path)
+def _row(command: Any, context: Any) -> tuple[str, str, str]:
+    """The command with its arguments, the first paragraph of its help, and its options."""
+    names = [parameter.get_help_record(context)[0] for parameter in command.params]
+    # Of an argument, `--help` says in angle brackets how it is parsed
+    names = [re.sub(r" <.*>$", "", name) for name in names]
+    options = ", ".join(f"`{name}`" for name in names if name.startswith("-"))
+    words = [_plain(context.command_path), *(name for name in names if not name.startswith("-"))]
     about = (command.help or "").partition("\n\n")[0]
-    lines = []
-    for record in _records(command, context):
-        names, text = record
-        before = first.setdefault(record, path)
-        long = len(text.split()) > 8
-        lines.append(f"- `{names}`: {f'as in `{before}`' if long and before != path else text}")
-    return "\n".join([f"## {path}\n", f"{' '.join(about.split())}\n", *lines, ""])
-
-
-def _records(command: Any, context: Any) -> Iterator[tuple[str, str]]:
-    """The names and the meaning of each argument and option, as `--help` prints them."""
-    for parameter in command.params:
-        names, text = parameter.get_help_record(context)
-        # Of an argument, `--help` says in angle brackets how it is parsed.
-        yield re.sub(r" <.*>$", "", names), re.sub(r"  \[(.*)\]$", r" (\1)", text)
+    return f"`{' '.join(words)}`", " ".join(about.split()), options
 
 
 def _plain(path: str) -> str:

@@ -63,9 +63,9 @@ def init(
 
     Without data it is a tiny example, or a copy. Each file is recognized by its columns:
     demonstrations, pairs or rankings, good and bad responses, questions with a known answer,
-    prompts. A fifth of the conversations is held out, and the run ends in what was learned about
-    them. Where the columns do not tell, KIND says what a file is, or --columns which are meant. No
-    file is ever replaced.
+    prompts. A fifth of the conversations or more is held out, and the run ends in what was learned
+    about them. Where the columns do not tell, KIND says what a file is, or --columns which are
+    meant. No file is ever replaced.
 
     \b
     Examples:
