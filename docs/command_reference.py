@@ -67,14 +67,19 @@ def _with_those_below(command: Any, name: str, parent: Any) -> Iterator[tuple[An
 
 
 def _row(command: Any, context: Any) -> tuple[str, str, str]:
-    """The command with its arguments, the first paragraph of its help, and its options."""
-    names = [parameter.get_help_record(context)[0] for parameter in command.params]
-    # Of an argument, `--help` says in angle brackets how it is parsed
-    names = [re.sub(r" <.*>$", "", name) for name in names]
-    options = ", ".join(f"`{name}`" for name in names if name.startswith("-"))
-    words = [_plain(context.command_path), *(name for name in names if not name.startswith("-"))]
+    """The command with all that it takes by place or requires, the first paragraph of its help, and
+    its other options.
+    """
+    words, options = [_plain(context.command_path)], list[str]()
+    for parameter in command.params:
+        # Of an argument, `--help` says in angle brackets how it is parsed
+        name = re.sub(r" <.*>$", "", parameter.get_help_record(context)[0])
+        if name.startswith("-") and not parameter.required:
+            options.append(f"`{name}`")
+        else:
+            words.append(name)
     about = (command.help or "").partition("\n\n")[0]
-    return f"`{' '.join(words)}`", " ".join(about.split()), options
+    return f"`{' '.join(words)}`", " ".join(about.split()), ", ".join(options)
 
 
 def _plain(path: str) -> str:
