@@ -38,6 +38,7 @@ from alignkit.tokens.encoder import Ids
 from alignkit_plugins.formats.turns import read_message
 from alignkit_plugins.people.collection import Collection
 from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel, check_annotator, read
+from alignkit_plugins.servers.page import STYLE
 from alignkit_plugins.servers.server import Address, Guard, Refused, error_body, json_body
 from alignkit_plugins.serving.policy import Answer, Policy, bytes_of
 
@@ -163,7 +164,7 @@ class Endpoint:
 
     async def page(self, request: Request) -> Response:
         """The page, whose own script and style are the only ones that a browser runs."""
-        text = PAGE.read_text("utf-8")
+        text = PAGE.read_text("utf-8").replace("<style>", f"<style>{STYLE}", 1)
         policy = [f"{name} 'none'" for name in CLOSED] + ["connect-src 'self'"]
         for tag, content in re.findall(r"<(script|style)>(.*?)</\1>", text, re.DOTALL):
             digest = hashlib.sha256(content.encode()).digest()
