@@ -31,12 +31,12 @@ CURVE = Line([1, 2, 3], [0, 1, 2])
 # A line, and how many paths, bands and dots it is
 LINES = [
     (CURVE, (1, 0, 3)),
-    (CURVE._replace(joined=False), (0, 0, 3)),
+    (CURVE._replace(joined=False), (0, 0, 4)),  # one in the legend
     (CURVE._replace(band=[(0, 1), (0, 2), (1, 3)]), (2, 1, 3)),
     (Line(range(13), range(13)), (1, 0, 0)),
     (Line(range(41), range(41)), (2, 0, 0)),  # noisy, perhaps: smoothed, with what it was behind
     (Line(range(41), range(41), [(0, 41)] * 41), (2, 1, 0)),  # a mean, within its band
-    (Line([1, 2], [0, 1]), (0, 0, 2)),
+    (Line([1, 3.58118], [0, 1]), (0, 0, 3)),
 ]
 
 
@@ -45,6 +45,7 @@ def test_a_curve_has_a_band_and_few_values_are_dots(line: Line, counts: Any) -> 
     body = drawing.curves({"ppo": line, "a\nname" * 9: line}, "step").body
     found = (body.count("<path") / 2, body.count('"band c0'), body.count("<circle") / 2)
     assert found == counts and "c1" in body and ">a namea" in body
+    assert f">{max(line.x):.3g}<" in body
     assert ">ppo<" not in drawing.curves({"ppo": line, "other": line}, "step", False).body
 
 
@@ -60,7 +61,7 @@ def test_a_row_has_its_interval_and_its_seeds() -> None:
     where = re.findall(r'"interval \w*" x1="([\d.]+%)" x2="([\d.]+%)"', drawn.body)
     assert where == [("0%", "50%"), ("25%", "25%"), ("40%", "60%"), ("50%", "50%")]
     assert re.findall(r'"seed" cx="(\d+%)"', drawn.body) == ["40%", "60%"]
-    assert ">sft</text>" in drawn.body and drawn.left == 41
+    assert ">sft</text>" in drawn.body and drawn.left == 43
     # A bar begins at 0, also of values that are far from it
     bars = drawing.rows({"sft": Point(4, 3, 5)}, bars=True).body
     (bar,) = re.findall(r'"bar" x1="([\d.]+)%" x2="([\d.]+)%"', bars)

@@ -20,7 +20,7 @@ from alignkit_plugins.servers.page import STYLE
 from alignkit_plugins.text.rows import cut
 
 CSS = Path(__file__).with_name("drawing.css").read_text("utf-8")
-HEIGHT, LINE, CHARACTER = 110, 18, 6.6  # pixels: of curves, a line of text, a character
+HEIGHT, LINE, CHARACTER = 110, 18, 7.1  # pixels: of curves, a line of text, a bold character
 LEFT, TOP = 46, 6  # pixels around a plot
 LABEL = 40  # characters of a name
 SHORT = 24  # characters of a name that leave room for its row on a phone
@@ -145,7 +145,8 @@ def curves(lines: Mapping[str, Line], label: str, key: bool = True) -> Drawing:
     named = key and len(lines) > 1
     plot = Plot(Scale(x, 0), Scale(y), top=TOP + named * LINE * len(lines))
     plot.y_axis()
-    plot.x_axis((min(x), max(x)), label)
+    whole = float(max(x)).is_integer()
+    plot.x_axis((min(x), max(x)), label, "{:.6g}" if whole else "{:.3g}")
     for at, (name, line) in enumerate(lines.items()):
         style = f"c{at % COLORS}"
         if line.band:
@@ -162,7 +163,8 @@ def curves(lines: Mapping[str, Line], label: str, key: bool = True) -> Drawing:
                 plot.dot(style, one, other)
         if named:
             base = LINE * (at + 1) - 4
-            plot.body += f'<line class="{style}" x2="22" y1="{base - 4}" y2="{base - 4}"/>'
+            sign = f'<line class="{style}" x2="22" y1="{base - 4}" y2="{base - 4}"/>'
+            plot.body += sign if joined else f'<circle class="{style}" cx="11" cy="{base - 4}"/>'
             plot.text("", _short(name), 28, base)
     return Drawing(plot.body, plot.top + HEIGHT + 2 * LINE)
 
