@@ -18,7 +18,7 @@ PINS ?=
 # For test-perturbed: each seed is another processor, and the suite runs once on each.
 SEEDS ?= 1 2
 
-.PHONY: quickstart test test-perturbed test-gpu gpu-check slow faults test-lowest test-newest bench site lint fix clean
+.PHONY: quickstart test test-perturbed test-gpu gpu-check slow faults test-lowest test-newest bench pictures site lint fix clean
 
 quickstart: .venv/.installed
 	$(BIN)/alignkit run recipes/quickstart.yaml $(ARGS)
@@ -59,6 +59,11 @@ test-newest: .venv-newest/.installed
 
 bench: .venv/.installed $(PPO)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# The pictures of README and the pages, in Chromium.
+pictures: .venv/.installed-test
+	$(PIP) playwright
+	$(BIN)/python docs/make_pictures.py $(ARGS)
 
 site: .venv/.installed-docs
 	$(BIN)/python docs/site/make_site.py $(ARGS)

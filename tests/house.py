@@ -51,7 +51,7 @@ budgets:
   tests: 400_000
   schema names: 345
   schema slots: 620
-  other files, bytes: 152_400
+  other files, bytes: 152_700
   commands: 20
   flags: 60
 layers:

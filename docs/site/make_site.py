@@ -22,13 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from site_links import broken, foreign
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-sys.path.append(str(HERE.parent))
-
-import make_gallery  # noqa: E402
-from site_links import broken, foreign  # noqa: E402
-
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
@@ -41,7 +38,7 @@ PAGES = [
 SHOWN = [
     "docs/assets/*",
     "docs/papers/*.svg",
-    "docs/gallery/*.html",
+    "docs/gallery/*/*.html",
     "docs/benchmarks/*.json",
     "recipes/*.json",
 ]
@@ -52,11 +49,7 @@ HEADING = re.compile(r"^(#+) (.*)$")
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 CODE_SPAN = re.compile(r"(`[^`]+`)")
 ITEM = re.compile(r"^ *(?:[-*]|1\.) ")  # no other number begins a list in a paragraph
-PICTURE = re.compile(
-    r'<picture>\s*<source [^>]*srcset="([^"]*)">\s*<img alt="([^"]*)" src="([^"]*)">\s*</picture>'
-)
 INDENTED = re.compile(r"^ {2,3}(?=\S)")
-ROW_OF_REPORT = re.compile(r"^\| (\w+)(?= \| `alignkit run )", re.MULTILINE)
 # What `docs/api_names.py` writes
 PUBLIC = re.compile(r"^- `(alignkit\.[\w.]+)`: (?!The same as).*$(?:\n  - .*$)*", re.MULTILINE)
 MARKER = re.compile(r"^<!-- /?generated.*-->$\n", re.MULTILINE)
@@ -119,7 +112,7 @@ def row(line: str) -> str:
 
 def prepared(text: str, folder: Path) -> str:
     """A page of the repository as the generator reads it. folder: of the page."""
-    text = PICTURE.sub(r"![\2](\3#only-light)\n![\2](\1#only-dark)", MARKER.sub("", text))
+    text = MARKER.sub("", text)
     lines: list[str] = []
     seen: Counter[str] = Counter()
     code = False
@@ -177,18 +170,6 @@ def _output(output: dict[str, Any], picture: Path) -> str:
     return f"```text\n{text.rstrip()}\n```" if text.strip() else ""
 
 
-def with_reports(text: str, gallery: Path) -> str:
-    """The gallery's page, whose table links to the reports that were made. gallery: the folder with
-    them.
-    """
-    return ROW_OF_REPORT.sub(
-        lambda row: (
-            f"| [{row[1]}]({row[1]}.html)" if (gallery / f"{row[1]}.html").is_file() else row[0]
-        ),
-        text,
-    )
-
-
 def prepare(root: Path, out: Path) -> list[str]:
     """Write all pages, and what they show, to a folder. Returns the pages' names."""
     names = []
@@ -203,8 +184,6 @@ def prepare(root: Path, out: Path) -> list[str]:
                 if file.suffix in CODE
                 else prepared(file.read_text(encoding="utf-8"), file.parent)
             )
-        if file.parent.name == "gallery":
-            text = with_reports(text, file.parent)
         if file.parent.name == "api":
             text = PUBLIC.sub(r"::: \1\n", text)
         target.write_text(text, encoding="utf-8")
@@ -291,9 +270,6 @@ def main() -> None:
         "--out", type=Path, default=ROOT / "build" / "site", help="default: build/site"
     )
     out = parser.parse_args().out
-    for name in make_gallery.RECIPES:
-        if not (make_gallery.GALLERY / f"{name}.html").is_file():
-            make_gallery.make(name)
     build(ROOT, out.with_name(f"{out.name}-source"), out)
     print(f"{out / 'index.html'}")
 
