@@ -137,7 +137,7 @@ class Rollouts:
 def by_prompt(groups: Sequence[Group], parts: Iterable[str]) -> dict[str, float]:
     """Metrics whose unit is a prompt: how far the rewards of one prompt's responses differ, which is
     what a policy learns from; the mean reward with its standard error; and if there are several
-    kinds of prompts, those of each, with the means of the reward's parts.
+    kinds of prompts, those of each, with its prompts and the means of the reward's parts.
 
     A prompt's kind is its column `kind`, or else the name of the file that it is from.
     """
@@ -159,7 +159,10 @@ def by_prompt(groups: Sequence[Group], parts: Iterable[str]) -> dict[str, float]
     for name, own in sorted(values.items()):
         if 1 < len(kinds) <= MOST_KINDS or not name.startswith("kind/"):
             metrics[name] = fmean(own)
-            if name.rpartition("/")[2] == "reward" and len(own) > 1:
+            start, _, fact = name.rpartition("/")
+            if start and fact == "reward":
+                metrics[f"{start}/prompts"] = len(own)
+            if fact == "reward" and len(own) > 1:
                 metrics[f"{name}_se"] = stdev(own) / math.sqrt(len(own))
     return metrics
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,14 @@ import pytest
 import yaml
 from scipy import stats
 
-from alignkit import Group, Monitor, MonitorReport, Response
+from alignkit import Group, Monitor, MonitorReport, Options, Response
 from alignkit.host.plugins import plugins
 from alignkit.testing import check_monitor
 from alignkit_plugins.monitors.reward_hacking import (
     LEAST,
     Drift,
     History,
+    RewardHacking,
     change,
     means,
     measured,
@@ -124,6 +126,58 @@ def test_a_change_must_be_certain_and_large(looks: int, changes: list[int], warn
 def test_no_departure_without_a_change() -> None:
     drift = Drift(10)
     assert not any(drift.add(made(number))[1] for number in range(1, 11))
+
+
+# Kinds of prompts
+
+DRAWS: dict[str, Any] = {
+    "normal": lambda rng, size: rng.normal(0, 0.9, size),
+    "coin": lambda rng, size: rng.binomial(1, 0.5, size),
+    "mean of 4": lambda rng, size: rng.binomial(4, rng.beta(0.5, 0.5, size)) / 4,
+}
+
+
+def said_of_harmful(draw: str, iterations: int, prompts: int, fall: float, seed: int) -> list[int]:
+    """The iterations in which a monitor says that the reward of harmful prompts falls. That of
+    ordinary ones rises more.
+    """
+    rng, watch, said = np.random.default_rng(seed), RewardHacking(Options()), list[int]()
+    settings = SimpleNamespace(iterations=iterations)
+    watch.start(SimpleNamespace(settings=settings))  # type: ignore[arg-type]
+    for number in range(1, iterations + 1):
+        metrics, rewards = dict[str, float](), list[float]()
+        for kind, moved in (("harmful", -fall), ("ordinary", 1 + 2 * fall)):
+            own = DRAWS[draw](rng, prompts) + moved * (number - 1) / (iterations - 1)
+            rewards += [*own]
+            metrics |= {f"kind/{kind}/reward": own.mean(), f"kind/{kind}/prompts": prompts}
+            metrics[f"kind/{kind}/reward_se"] = own.std(ddof=1) / prompts**0.5
+        metrics["reward"] = float(np.mean(rewards))
+        for text in watch.observe(number, [], metrics).warnings:
+            assert text.startswith("the reward of 'harmful' fell from ")
+            said.append(number)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("draw", "iterations", "prompts", "fall", "share"),
+    [
+        ("normal", 9, 8, 0, 0),
+        ("coin", 6, 8, 0, 0),
+        ("mean of 4", 6, 5, 0, 0),
+        # The quick start on Gemma 3 270M, where the reward of harmful prompts fell by 0.7: with 8 of
+        # them an iteration it is rarely clear
+        ("normal", 3, 8, 0.7, 0.05),
+        ("normal", 3, 48, 0.7, 0.8),
+    ],
+)
+def test_a_fall_of_a_kind_is_said_once_and_falsely_in_a_run_of_a_hundred(
+    draw: str, iterations: int, prompts: int, fall: float, share: float
+) -> None:
+    runs = 400
+    said = [said_of_harmful(draw, iterations, prompts, fall, seed) for seed in range(runs)]
+    assert max(map(len, said)) <= 1
+    found = sum(map(bool, said)) / runs
+    assert (found >= share) if share else (found <= 0.01), found
 
 
 # Changes, with intervals over prompts

@@ -25,8 +25,10 @@ approx_kl: [0.02, 0.01, 0.01, 0.01, 0, 0]
 learning_rate: [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
 kind/a/reward: [0, 0.2, 0.4, 0.6, 0.8, 1]
 kind/a/reward_se: [0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+kind/a/prompts: [9, 9, 9, 9, 9, 9]
 kind/b/reward: [0.4, 0.1, 0.3, 0.2, 0.2, 0.2]
 kind/b/reward_se: [0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+kind/b/prompts: [9, 9, 9, 9, 9, 9]
 """
 # Curves that differ from healthy ones, options, and the beginning of what is said; `-`: nothing
 RULES = """
@@ -46,8 +48,9 @@ RULES = """
 {kl: [0, 3, 6, 9, 12, 14], kl_coefficient: [0, 0, 0, 0, 0, 0]} | {} | Nothing holds the policy near its reference
 {kl: [0, 3, 6, 9, 12, 14]}                    | {} | -
 {kl: [3, 3.1, 3.2, 3.3, 3.4, 3.5]}            | {} | It began 3 nats per response from its reference
-{kind/b/reward: [0.8, 0.8, 0.5, 0.4, 0.1, 0.1]} | {} | The reward of b fell from 0.8 to 0.1
-{kind/b/reward: [0.8, 0.8, 0.5, 0.4, 0.6, 0.6]} | {} | -
+{kind/b/reward: [0.8, 0.8, 0.5, 0.4, 0.1, 0.1]} | {} | The reward of 'b' fell from 0.8 to 0.1
+{kind/b/reward: [0.8, 0.8, 0.5, 0.4, 0.7, 0.7]} | {} | -
+{kind/b/reward: [0.8, 0.8, 0.5, 0.4, 0.1, 0.1], kind/b/prompts: [3, 3, 3, 3, 3, 3]} | {} | -
 {reward: [0.1, 0.15, 0.1, 0.12, 0.1, 0.13]}   | {} | The samples are too few to say that it learned
 {kl: [0, 0.001, 0.01, 0.01, 0.01, 0.01]}      | {} | The policy moved only 0.01 nats
 """

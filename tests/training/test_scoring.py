@@ -139,6 +139,8 @@ def test_rewards_by_kind_of_prompt_have_prompts_as_their_unit() -> None:
             "reward_se": 3.51188458 / math.sqrt(3),
             "kind/harmful/reward_se": 1.5,
             "kind/harmful/reward": 3.5,
+            "kind/harmful/prompts": 2,
+            "kind/ordinary/prompts": 1,
             "kind/harmful/score/x": 2.5,
             "kind/ordinary/reward": 9.0,
         }

@@ -1,9 +1,11 @@
-"""Monitors of reward hacking: drift, which every stage in iterations has; gold; a budget of KL
-(docs/report.md). A prompt is the unit of all intervals.
+"""Monitors of reward hacking: drift and kinds of prompts, which every stage in iterations has; gold;
+a budget of KL (docs/report.md). A prompt is the unit of all intervals.
 """
 
 from __future__ import annotations
 
+import fnmatch
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -36,6 +38,7 @@ SAMPLES = 2  # answers to each held-out prompt, enough to compare answers to one
 
 LEAST = 8  # prompts
 LEVEL = 0.05  # chance of any false warning or stop over all iterations
+KINDS_LEVEL = 0.01  # the same, of a warning that the reward of a kind of prompt falls
 NOTABLE = 0.2  # share of the first value by which a mean must differ
 ByPrompt = Mapping[str, float]
 
@@ -204,22 +207,81 @@ def _of_answer(response: Response, words: Sequence[str]) -> dict[str, float]:
     return found
 
 
+class Rewards(NamedTuple):
+    """Of a kind of prompt, in some iterations: mean and deviation over prompts, and how many."""
+
+    mean: float
+    std: float
+    prompts: int
+
+
+def fallen(rows: Sequence[Mapping[str, Any]], level: float) -> dict[str, str]:
+    """What to say of each kind of prompt whose reward fell, from the first third of the iterations
+    to the last, while the mean reward rose; by Welch's t test.
+
+    rows: their metrics. level: the chance to say so of any kind although none has changed.
+    """
+    part, found = max(1, len(rows) // 3), dict[str, str]()
+    first, last = rows[:part], rows[-part:]
+    kinds = fnmatch.filter(rows[-1], "kind/*/reward")
+    for name in kinds:
+        kind = name.removeprefix("kind/").removesuffix("/reward")
+        before, after = _of_kind(kind, first), _of_kind(kind, last)
+        began, now = (mean(row["reward"] for row in end) for end in (first, last))
+        enough = min(before.prompts, after.prompts) >= LEAST
+        if enough and after.mean < before.mean and now > began:
+            # Takes a second to load, see `change`
+            from scipy import stats
+
+            test = stats.ttest_ind_from_stats(*after, *before, equal_var=False, alternative="less")
+            if test.pvalue < level / len(kinds):
+                found[kind] = (
+                    f"the reward of '{kind}' fell from {before.mean:.3g} to {after.mean:.3g} while "
+                    f"the mean rose from {began:.3g} to {now:.3g}: give that kind more weight"
+                )
+    return found
+
+
+def _of_kind(kind: str, rows: Sequence[Mapping[str, Any]]) -> Rewards:
+    """Of all iterations together, from the mean, standard error and count of each."""
+    means, squares, counts = list[float](), 0.0, list[int]()
+    for row in rows:
+        if count := row.get(f"kind/{kind}/prompts"):
+            counts.append(count)
+            means.append(row[f"kind/{kind}/reward"])
+            squares += row.get(f"kind/{kind}/reward_se", 0.0) ** 2 * count * (count - 1)
+    total = sum(counts)
+    if total < 2:
+        return Rewards(math.nan, math.nan, total)
+    middle = mean(means, counts)
+    squares += sum(n * (one - middle) ** 2 for n, one in zip(counts, means, strict=True))
+    return Rewards(middle, math.sqrt(squares / (total - 1)), total)
+
+
 # The monitors
 
 
 class RewardHacking(Monitor):
-    """Warns of drift."""
+    """Warns of drift, and of kinds of prompts that pay for others."""
 
     def start(self, stage: MonitoredStage) -> Sequence[str]:
-        self.drift = Drift(stage.settings.iterations)
+        self.looks = stage.settings.iterations
+        self.drift = Drift(self.looks)
+        self.rows, self.warned = list[Mapping[str, Any]](), set[str]()
         return ()
 
     def observe(
         self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]
     ) -> MonitorReport:
+        self.rows.append(dict(metrics))
+        # Looks share the chance of a false warning, and the first one compares nothing
+        found = fallen(self.rows, KINDS_LEVEL / max(1, self.looks - 1))
+        warnings = [text for kind, text in found.items() if kind not in self.warned]
+        self.warned |= found.keys()
         if not groups:  # people delete files; drift begins later then
-            return MonitorReport()
-        return MonitorReport(*self.drift.add(groups))
+            return MonitorReport(warnings=warnings)
+        drift, departures = self.drift.add(groups)
+        return MonitorReport(drift, [*warnings, *departures])
 
 
 class Gold(Monitor):

@@ -6,13 +6,13 @@ and what to change.
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise, takewhile
 from statistics import correlation, fmean
 from typing import Any, NamedTuple
 
+from alignkit_plugins.monitors.reward_hacking import KINDS_LEVEL, fallen
 from alignkit_plugins.report.drawing import Line
 from alignkit_plugins.report.figures import NONE, lines_of
 from alignkit_plugins.text.readable import short
@@ -28,16 +28,16 @@ WITH_LENGTH = 0.8  # correlation of reward and length over iterations
 LONGER = 1.25  # lengths of the last part against the first
 CUT = 0.5  # share of truncated responses
 EQUAL = 0.02  # share of the rewards' deviation that is within prompts
-CLEAR = 2.5  # standard errors by which the reward of a kind of prompt falls
 TURNED, FLAT = 1.02, 0.99  # a held-out loss against its lowest; a loss against that at the start
 FEW, FEW_STEPS = 4, 20  # iterations, and steps, that show no trend
 
 
 class Course(NamedTuple):
-    """A stage as rules see it: the curves of its metrics, and the options of its algorithm, as far
-    as the recipe names them.
+    """A stage as rules see it: the rows and curves of its metrics, and the options of its algorithm,
+    as far as the recipe names them.
     """
 
+    rows: Sequence[Mapping[str, Any]]
     curves: Mapping[str, Line]
     options: Mapping[str, Any]
 
@@ -50,10 +50,10 @@ class Course(NamedTuple):
         part = max(1, len(y) // 3)
         return fmean(y[:part]), fmean(y[-part:])
 
-    def gain(self, name: str = "reward") -> tuple[float, float]:
-        """The gain in a reward from the first third to the last, and its standard error."""
-        before, after = self.ends(name)
-        errors = self.y(f"{name}_se")
+    def gain(self) -> tuple[float, float]:
+        """The gain in the reward from the first third to the last, and its standard error."""
+        before, after = self.ends("reward")
+        errors = self.y("reward_se")
         part = max(1, len(errors) // 3)
         return after - before, math.hypot(*errors[:part], *errors[-part:]) / part
 
@@ -62,7 +62,7 @@ def diagnosis(rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> 
     """What is wrong with a training stage, the cause of most other trouble first. rows: of its
     metrics.jsonl.
     """
-    course = Course(lines_of(rows), options)
+    course = Course(rows, lines_of(rows), options)
     found = list[str]()
     for rule in RULES["response_tokens" in course.curves]:
         found += rule(course)
@@ -145,16 +145,8 @@ def _reference(course: Course) -> Iterator[str]:
 
 
 def _kind_fell(course: Course) -> Iterator[str]:
-    if course.gain()[0] <= 0:
-        return
-    for name in fnmatch.filter(course.curves, "kind/*/reward"):
-        change, error = course.gain(name)
-        before, after = course.ends(name)
-        if change < -CLEAR * error < 0:
-            yield (
-                f"The reward of {name.split('/')[1]} fell from {before:.3g} to {after:.3g}, while "
-                "the mean reward rose: one kind of prompt pays for the other. Give it more weight."
-            )
+    for text in fallen(course.rows, KINDS_LEVEL).values():
+        yield f"{text[:1].upper()}{text[1:]}."
 
 
 def _nothing_learned(course: Course) -> Iterator[str]:
