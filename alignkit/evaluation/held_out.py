@@ -17,8 +17,6 @@ from alignkit.evaluation.statistics import interval_text
 COMPARED = ("accuracy", "loss")
 FEW_STEPS = 50
 FEW_EXAMPLES = 20  # fewer show nothing of what a stage learned
-# Each has other prompts, whose rewards differ more than the policy's do
-FEW_ITERATIONS, FEW_FOR_A_TREND = 4, 10
 # p values: below the first a difference is clear, below the second more likely than not
 CLEAR, LEANS = 1 - statistics.CONFIDENCE, 0.5
 FALLS = 0.95  # a loss has fallen if its last values are below this share of its first
@@ -151,7 +149,7 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     differences = {name: held_out[name]["difference"] for name in COMPARED if name in held_out}
     better = {name: _side(name, difference) for name, difference in differences.items()}
     if not better:
-        return _still(_curve(rows, "reward"))
+        return ""
     count = held_out["examples"]
     examples = f"{count} held-out example{'s' * (count != 1)}"
     if count < FEW_EXAMPLES:
@@ -174,33 +172,6 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     else:
         cure = "raise learning_rate, or check that the data say what to learn"
     return f"by its {examples} it {got}; {cure}"
-
-
-def _still(rewards: Sequence[float]) -> str:
-    """What to change if the rewards of an online stage's iterations do not rise; empty if they do,
-    or are few.
-    """
-    if len(rewards) < FEW_ITERATIONS:
-        return ""
-    if min(rewards) == max(rewards):
-        return (
-            f"its reward is {rewards[0]:.3g} in every iteration: nothing is found that is better "
-            "or worse"
-        )
-    if len(rewards) < FEW_FOR_A_TREND or _rises(rewards):
-        return ""
-    return (
-        "its reward does not rise measurably; raise iterations or learning_rate, or begin with a "
-        "better policy"
-    )
-
-
-def _rises(rewards: Sequence[float]) -> bool:
-    """Whether a line through the rewards clearly rises, by the t test of its slope."""
-    from scipy import stats
-
-    slope = stats.linregress(range(len(rewards)), rewards)
-    return bool(slope.slope > 0 and slope.pvalue < 1 - statistics.CONFIDENCE)
 
 
 def _side(metric: str, difference: Mapping[str, Any], below: float = CLEAR) -> int:

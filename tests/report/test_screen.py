@@ -10,6 +10,7 @@ import pytest
 
 from alignkit_plugins.compare.rows import Row, plain
 from alignkit_plugins.report import screen
+from alignkit_plugins.report.document import chosen
 from alignkit_plugins.report.facts import Stage
 from tests.rows import cells
 
@@ -48,7 +49,7 @@ SAID = {
 }
 SCREEN = """\
 gold is no better than a coin. gold is no better than a coin. gold is no bet ...
-gold is no better than a coin. gold is no better than a coin. gold is no bet ...
+sft: Lower it. Lower it. Lower it. Lower it. Lower it. Lower it. Lower it. L ...
 gold is no better than a coin. gold is no better than a coin. gold is no bet ...
 
 C is better than sft.
@@ -78,7 +79,13 @@ def test_a_screen_where_much_is_told() -> None:
     nothing else of it is said. A loss is told before what is not clear. All that decides stands in
     the table, and answers have the rest.
     """
-    stage = {"name": "sft", "learned": "much " * 60, "weak": "gold is no better than a coin. " * 9}
+    stage: Any = {
+        "name": "sft",
+        "learned": "much " * 60,
+        "weak": "",
+        "diagnosis": ["Lower it. " * 9],
+    }
+    weak = {**stage, "weak": "gold is no better than a coin. " * 9}
     answers = [{"policy": name, "text": "word " * 90} for name in ("base", "sft", "align")]
     sample = {
         "stage": "report",
@@ -90,7 +97,7 @@ def test_a_screen_where_much_is_told() -> None:
         for policy, sentences in SAID.items()
     ]
     facts: dict[str, Any] = {
-        "stages": [stage] * 3,
+        "stages": [weak, stage, weak],
         "warnings": [{"stage": "", "text": "many " * 60}],
         "next": {"told": "again " * 90, "chat": "alignkit chat"},
         "verdicts": verdicts,
@@ -100,6 +107,25 @@ def test_a_screen_where_much_is_told() -> None:
         "samples": [{**sample, "answers": answers}],
     }
     assert screen.screen(facts) == SCREEN.rstrip()
+
+
+@pytest.mark.parametrize(
+    ("room", "prompts"), [(3, "g"), (5, "g"), (6, "gl"), (9, "glr"), (20, "glr")]
+)
+def test_three_prompts_are_answered_side_by_side_as_far_as_they_fit(
+    room: int, prompts: str
+) -> None:
+    """That of the verdict first, then those of other kinds."""
+    answers = [{"policy": name, "text": "word " * 90} for name in ("base", "align")]
+    samples = list[Any]()
+    for kind in ("loss", "loss", "gain", "random"):
+        prompt = [{"content": kind[0]}]
+        samples.append({"stage": "report", "kind": kind, "prompt": prompt, "answers": answers})
+    shown = chosen({"samples": samples}, {"stage": "report", "outcome": "mixed"})
+    lines = screen._side_by_side(shown, room)
+    asked = [line.removeprefix("prompt: ") for line in lines if line.startswith("prompt")]
+    assert asked == [*prompts] and len(lines) <= room
+    assert sum(line.startswith("align: word") for line in lines) == len(prompts)
 
 
 # As the quick start's, whose names take much room
@@ -133,7 +159,7 @@ def test_all_that_decides_is_on_the_screen_after_a_swap() -> None:
     now = [plain(row) for row in results["sft"]]
     now += [{**plain(row), "policy": "align"} for row in results[newest]]
     facts: dict[str, Any] = {
-        "stages": [{"name": "gold", "learned": "", "weak": "gold is no better than a coin"}] * 2,
+        "stages": [{"name": "gold", "learned": "", "weak": "gold", "diagnosis": []}] * 2,
         "warnings": [{"stage": "", "text": "many " * 60}],
         "next": {"told": "again " * 90, "chat": ""},
         "verdicts": [{"stage": "report", "outcome": "", "policy": newest, "sentences": said}],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from alignkit_plugins.report.facts import stage_words
 from alignkit_plugins.report.figures import figures_of, intervals, worded
 from alignkit_plugins.servers.page import templates
 from alignkit_plugins.text.readable import duration, estimate_text, mapping, short, size
+
+SIDE_BY_SIDE = 3  # prompts whose answers the first screen shows
 
 
 def page(facts: Mapping[str, Any] | None, cells: Mapping[str, Any] | None = None) -> str:
@@ -103,7 +107,7 @@ def _people(people: Sequence[Mapping[str, Any]]) -> list[tuple[str, Table]]:
 
 
 def _first_screen(facts: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """What the page begins with: the last verdict, a prompt that shows what it says, and charts."""
+    """What the page begins with: the last verdict, prompts that show what it says, and charts."""
     none = {"stage": "".join([*rows][-1:]), "policy": "", "baseline": "", "outcome": ""}
     last = [none, *facts["verdicts"]][-1]
     every, note, tables = rows.get(last["stage"], []), "", list[Table]()
@@ -119,16 +123,16 @@ def _first_screen(facts: Mapping[str, Any], rows: Mapping[str, Sequence[Row]]) -
     for item in facts["evaluations"]:
         if item["stage"] == last["stage"]:
             note = f"{over(item['evaluation']).capitalize()}."
-    sample = chosen(facts, last)
+    samples = chosen(facts, last)
     for row in marks:
-        if sample and row.metric == sample["reward"]:
+        if samples and row.metric == samples[0]["reward"]:
             tables += before_and_after(row, every)
     if marks:
         tested = sum(row.p is not None for row in every)
         note += f" Marks: against {last['baseline']}, at 95% for all {tested} comparisons together."
     return {
         "last": last,
-        "sample": sample,
+        "samples": samples,
         "plot": intervals(mine, result, compared=marks),
         "note": note,
         "tables": tables,
@@ -158,13 +162,15 @@ def before_and_after(after: Row, rows: Sequence[Row]) -> list[Table]:
     return []
 
 
-def chosen(facts: Mapping[str, Any], verdict: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The sample that shows best what a verdict says: of the largest gain or loss, or else one at
-    random.
+def chosen(facts: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[Any]:
+    """The samples that show best what a verdict says: of the largest gain or loss, or else one at
+    random; then those of the other kinds.
     """
     kinds = {**dict.fromkeys(GAINS.values(), "gain"), "mixed": "gain", "lost": "loss"}
-    found = [one for one in facts["samples"] if one["stage"] == verdict["stage"]]
-    for one in found:
-        if one["kind"] == kinds.get(verdict["outcome"], "random"):
-            return one
-    return found[0] if found else None
+    first, found = kinds.get(verdict["outcome"], "random"), list[Any]()
+    seen = Counter[str]()
+    for one in facts["samples"]:
+        if one["stage"] == verdict["stage"]:
+            found.append((seen[one["kind"]], one["kind"] != first, one))
+            seen[one["kind"]] += 1
+    return [one for *_, one in sorted(found, key=itemgetter(0, 1))[:SIDE_BY_SIDE]]

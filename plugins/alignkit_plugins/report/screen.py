@@ -43,8 +43,8 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
     for one in facts["stages"]:
         if one["learned"]:
             learned.append(f"{one['name']}: {one['learned']}")
-        if one["weak"]:
-            weak.append(one["weak"])
+        found = [one["weak"], *[f"{one['name']}: {text}" for text in one["diagnosis"]]]
+        weak += [text for text in found if text][:1]
     for one in facts["warnings"]:
         if not last and one["text"].partition(";")[0] not in " ".join(weak):
             last = _wrapped(f"Warning: {one['text']}", OF_WARNING)
@@ -53,9 +53,9 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
     weak = [cut(line, WIDTH, MORE) for line in weak[:OF_STAGES]]
     free = LINES - _height(weak, last, _numbers(facts, 0, LINES)) - 1
     verdict = _verdict(facts["verdicts"], max(LEAST, min(OF_VERDICT, free)))
-    sample = _sample(facts)
+    samples = _samples(facts)
     most = LINES - _height(weak, verdict, last)
-    room = most - (OF_SAMPLE + 1 if sample else 0)
+    room = most - (OF_SAMPLE + 1 if samples else 0)
     gains = _laid_out("; ".join(learned))[:OF_STAGES]
     numbers = _numbers(facts, room, most)
     if not stages or not learned or room - _height(numbers) <= len(gains):
@@ -63,8 +63,8 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
     others = _others(facts, room - _height(gains, numbers))
     answers = list[str]()
     room = LINES - _height(weak, verdict, numbers, others, gains, last)
-    if sample and room > 1:
-        answers = _side_by_side(sample, room)
+    if room > 1:
+        answers = _side_by_side(samples, room)
     parts = (weak, verdict, numbers, others, gains, answers, last)
     return "\n\n".join("\n".join(part) for part in parts if part)
 
@@ -185,10 +185,10 @@ def _others(facts: Mapping[str, Any], room: int) -> list[str]:
     return lines[: max(0, room)]
 
 
-def _sample(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The prompt that shows best what the last verdict says."""
+def _samples(facts: Mapping[str, Any]) -> list[Any]:
+    """The prompts that show best what the last verdict says, the best one first."""
     if not facts["evaluations"]:
-        return None
+        return []
     last = {"stage": facts["evaluations"][-1]["stage"], "outcome": ""}
     for verdict in facts["verdicts"]:
         if verdict["stage"] == last["stage"]:
@@ -196,14 +196,21 @@ def _sample(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return chosen(facts, last)
 
 
-def _side_by_side(sample: Mapping[str, Any], room: int) -> list[str]:
-    """A prompt and the last answers to it, as many as fit and in as many lines."""
-    answers = sample["answers"][1 - room :]
-    each = max(1, (room - 1) // len(answers))
-    prompt = [{"content": ""}, *sample["prompt"]][-1]["content"]
-    lines = _wrapped(f"prompt: {prompt}", 1)
-    for answer in answers:
-        lines += _wrapped(f"{answer['policy']}: {answer['text']}", each)
+def _side_by_side(samples: Sequence[Mapping[str, Any]], room: int) -> list[str]:
+    """Prompts with the last answers to them: as many as fit whole, but at least one, and each text
+    in as many lines as there are.
+    """
+    while len(samples) > 1 and sum(1 + len(one["answers"]) for one in samples) > room:
+        samples = samples[:-1]
+    lines = list[str]()
+    for place, sample in enumerate(samples):
+        own = (room - len(lines)) // (len(samples) - place)
+        answers = sample["answers"][1 - own :]
+        each = max(1, (own - 1) // len(answers))
+        prompt = [{"content": ""}, *sample["prompt"]][-1]["content"]
+        lines += _wrapped(f"prompt: {prompt}", 1)
+        for answer in answers:
+            lines += _wrapped(f"{answer['policy']}: {answer['text']}", each)
     return lines
 
 
