@@ -1,6 +1,4 @@
-"""Runs of a tiny model in which a cause of trouble is planted, or none: counting, which it learns
-in seconds.
-"""
+"""Runs of a tiny model that counts, in which a cause of trouble is planted, or none."""
 
 from __future__ import annotations
 
@@ -12,13 +10,14 @@ from typing import Any
 import yaml
 
 import alignkit
+from alignkit.cli import main
 from tests.rows import write_rows
 
-# `start` learns to count; each other stage is tried alone
+# What each stage is without a cause. The base model counts, and what `start` learns is other data
 STAGES = """
 start:
   algorithm: sft
-  data: counts.jsonl
+  data: others.jsonl
   learning_rate: 2e-2
   epochs: 4
   batch_size: 8
@@ -31,17 +30,15 @@ sft:
   batch_size: 8
 online:
   algorithm: ppo
-  from: start
   prompts: questions.jsonl
   reward: {python: {path: FILE, function: high}}
   rollout: {samples_per_prompt: 4, max_new_tokens: 24}
   iterations: 12
   prompts_per_iteration: 12
   batch_size: 12
-  learning_rate: 3e-3
+  learning_rate: 1e-2
 dpo:
   algorithm: dpo
-  from: start
   data: pairs.jsonl
   validation: later_pairs.jsonl
   learning_rate: 1e-3
@@ -49,11 +46,10 @@ dpo:
   batch_size: 8
 judge:
   algorithm: reward_model
-  from: start
   data: pairs.jsonl
   validation: later_pairs.jsonl
   learning_rate: 3e-3
-  epochs: 3
+  epochs: 2
   batch_size: 8
 """
 
@@ -82,23 +78,35 @@ def never(completions: list[str], **columns: Any) -> list[float]:
     return [float("forty-two" in text) for text in completions]
 
 
-def made(stage: str, changes: str, folder: Path) -> Path:
-    """The run of a stage. changes: `KEY=VALUE`, of that stage but for `model.`, `start.`, `seed` and
-    `data`, which says what is done to its data.
+def counting(folder: Path) -> Path:
+    """A tiny model that counts a little, and ends its answers."""
+    _write_data(folder, "")
+    sft = {"algorithm": "sft", "data": "counts.jsonl", "learning_rate": 2e-2, "epochs": 20}
+    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 16, "lora_alpha": 32}}
+    recipe = {"name": "counting", "model": model, "stages": {"sft": {**sft, "batch_size": 8}}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    alignkit.run(folder / "recipe.yaml", None, folder / "run")
+    assert main(["export", str(folder / "run/sft"), str(folder / "model"), "--merge"]) == 0
+    return folder / "model"
+
+
+def made(base: Path, stage: str, changes: str, folder: Path) -> Path:
+    """The run of a stage. base: see `counting`. changes: `KEY=VALUE`, of that stage but for `model.`
+    and `seed`, and for `data`, which says what is done to its data.
     """
     recipe: dict[str, Any] = {"name": "planted", "stages": {}}
-    recipe["model"] = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
+    recipe["model"] = {"base": str(base), "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
     stages = yaml.safe_load(STAGES.replace("FILE", __file__))
     for name in ("start", stage):
-        if name != "start" or stage != "sft":
+        if name == stage or "from=start" in changes:
             recipe["stages"][name] = stages[name]
     overrides, data = dict[str, Any](), ""
     for change in changes.split():
         key, _, value = change.partition("=")
         if key == "data":
             data = value
-        elif key.partition(".")[0] in ("model", "seed", "start"):
-            overrides[key.replace("start.", "stages.start.")] = yaml.safe_load(value)
+        elif key.partition(".")[0] in ("model", "seed"):
+            overrides[key] = yaml.safe_load(value)
         else:
             overrides[f"stages.{stage}.{key}"] = yaml.safe_load(value.replace(":", ": "))
     _write_data(folder, data)
@@ -109,7 +117,7 @@ def made(stage: str, changes: str, folder: Path) -> Path:
 
 
 def _write_data(folder: Path, changed: str) -> None:
-    """changed: `few`, `twice` (each row eight times), or labels that are `flipped` or at `random`."""
+    """changed: `few`, or labels that are `flipped` or at `random`."""
     rng = random.Random(3)
     counts, pairs, questions = list[Any](), list[Any](), list[Any]()
     for kind, step in (("up", 1), ("down", -1)):
@@ -130,6 +138,8 @@ def _write_data(folder: Path, changed: str) -> None:
     shown = counts[:50]
     if changed == "few":
         shown, learned = shown[:6], learned[:6]
+    others = [{**row, "completion": "no no yes no"} for row in shown]
+    write_rows(folder / "others.jsonl", others)
     write_rows(folder / "counts.jsonl", shown)
     write_rows(folder / "later_counts.jsonl", counts[50:])
     write_rows(folder / "pairs.jsonl", learned)

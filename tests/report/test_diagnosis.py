@@ -190,10 +190,10 @@ rises with the length | online | algorithm=rloo reward=length rollout.max_new_to
 rises with the length | online | algorithm=grpo reward.python.function=digits rollout.max_new_tokens=48 seed=18
 too few               | online | algorithm=reinforce_pp prompts_per_iteration=2 rollout.samples_per_prompt=2 seed=19
 truncated             | online | algorithm=grpo rollout.max_new_tokens=3 seed=20
-truncated             | online | algorithm=rloo from=base seed=21
+truncated             | online | algorithm=rloo model.base=tiny seed=21
 same reward           | online | algorithm=rloo reward.python.function=never seed=22
-reference             | dpo    | reference=base seed=23
-reference             | online | algorithm=rloo reference=base seed=24
+reference             | dpo    | from=start reference=base seed=23
+reference             | online | algorithm=rloo from=start reference=base seed=24
 clip_range            | online | algorithm={ppo:{clip_range:0.00001}} epochs=4 seed=25
 value                 | online | algorithm={ppo:{value_coefficient:0}} seed=26
 by heart              | sft    | data=few epochs=40 seed=27
