@@ -1,4 +1,4 @@
-"""Runs of a tiny model that counts, in which a cause of trouble is planted, or none."""
+"""Runs of a tiny model in which a cause of trouble is planted, or none."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 import yaml
 
 import alignkit
-from alignkit.cli import main
 from tests.rows import write_rows
 
-# What each stage is without a cause. The base model counts, and what `start` learns is other data
+# What each stage is without a cause; `start` is for those that begin elsewhere than with the base
 STAGES = """
 start:
   algorithm: sft
@@ -31,8 +30,8 @@ sft:
 online:
   algorithm: ppo
   prompts: questions.jsonl
-  reward: {python: {path: FILE, function: high}}
-  rollout: {samples_per_prompt: 4, max_new_tokens: 24}
+  reward: {python: {path: FILE, function: late}}
+  rollout: {samples_per_prompt: 4, max_new_tokens: 24, stop: [o, n]}
   iterations: 12
   prompts_per_iteration: 12
   batch_size: 12
@@ -54,23 +53,24 @@ judge:
 """
 
 
-def high(completions: list[str], **columns: Any) -> list[float]:
-    """The share of characters that are 5 to 9."""
-    return [sum(letter in "56789" for letter in text) / max(4, len(text)) for text in completions]
+def late(completions: list[str], **columns: Any) -> list[float]:
+    """The share of letters that are late in the alphabet."""
+    return [
+        sum("p" <= letter <= "z" for letter in text) / max(4, len(text)) for text in completions
+    ]
 
 
-def digits(completions: list[str], **columns: Any) -> list[float]:
-    """How many digits, which pays for length."""
-    return [sum(letter.isdigit() for letter in text) / 10 for text in completions]
+def letters(completions: list[str], **columns: Any) -> list[float]:
+    """How many letters, which pays for length."""
+    return [sum(letter.isalpha() for letter in text) / 20 for text in completions]
 
 
 def opposed(completions: list[str], kind: list[str], **columns: Any) -> list[float]:
-    """High digits pay for most prompts, and low ones a little for the others."""
-    found = list[float]()
-    for value, text, one in zip(high(completions), completions, kind, strict=True):
-        low = sum(letter in "01234" for letter in text) / max(4, len(text))
-        found.append(0.5 * low if one == "down" else value)
-    return found
+    """Late letters pay for one kind of prompt, and cost a little for the other."""
+    shares = late(completions)
+    return [
+        -0.5 * share if one == "down" else share for share, one in zip(shares, kind, strict=True)
+    ]
 
 
 def never(completions: list[str], **columns: Any) -> list[float]:
@@ -78,24 +78,12 @@ def never(completions: list[str], **columns: Any) -> list[float]:
     return [float("forty-two" in text) for text in completions]
 
 
-def counting(folder: Path) -> Path:
-    """A tiny model that counts a little, and ends its answers."""
-    _write_data(folder, "")
-    sft = {"algorithm": "sft", "data": "counts.jsonl", "learning_rate": 2e-2, "epochs": 20}
-    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 16, "lora_alpha": 32}}
-    recipe = {"name": "counting", "model": model, "stages": {"sft": {**sft, "batch_size": 8}}}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    alignkit.run(folder / "recipe.yaml", None, folder / "run")
-    assert main(["export", str(folder / "run/sft"), str(folder / "model"), "--merge"]) == 0
-    return folder / "model"
-
-
-def made(base: Path, stage: str, changes: str, folder: Path) -> Path:
-    """The run of a stage. base: see `counting`. changes: `KEY=VALUE`, of that stage but for `model.`
-    and `seed`, and for `data`, which says what is done to its data.
+def made(stage: str, changes: str, folder: Path) -> Path:
+    """The run of a stage. changes: `KEY=VALUE`, of that stage but for `model.` and `seed`, and for
+    `data`, which says what is done to its data.
     """
     recipe: dict[str, Any] = {"name": "planted", "stages": {}}
-    recipe["model"] = {"base": str(base), "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
+    recipe["model"] = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
     stages = yaml.safe_load(STAGES.replace("FILE", __file__))
     for name in ("start", stage):
         if name == stage or "from=start" in changes:

@@ -187,10 +187,10 @@ ran out               | dpo    | lr_scheduler_type={polynomial:{power:9}} epochs
 kl_coefficient        | online | algorithm={ppo:{kl_coefficient:20}} seed=15
 kl_coefficient        | online | algorithm={grpo:{kl_coefficient:20}} seed=16
 rises with the length | online | algorithm=rloo reward=length rollout.max_new_tokens=48 seed=17
-rises with the length | online | algorithm=grpo reward.python.function=digits rollout.max_new_tokens=48 seed=18
+rises with the length | online | algorithm=grpo reward.python.function=letters rollout.max_new_tokens=48 seed=18
 too few               | online | algorithm=reinforce_pp prompts_per_iteration=2 rollout.samples_per_prompt=2 seed=19
 truncated             | online | algorithm=grpo rollout.max_new_tokens=3 seed=20
-truncated             | online | algorithm=rloo model.base=tiny seed=21
+truncated             | online | algorithm=rloo rollout.stop=[zzz] seed=21
 same reward           | online | algorithm=rloo reward.python.function=never seed=22
 reference             | dpo    | from=start reference=base seed=23
 reference             | online | algorithm=rloo from=start reference=base seed=24

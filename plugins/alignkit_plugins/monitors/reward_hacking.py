@@ -208,7 +208,7 @@ def _of_answer(response: Response, words: Sequence[str]) -> dict[str, float]:
 
 
 class Rewards(NamedTuple):
-    """Of a kind of prompt, in some iterations: mean and deviation over prompts, and how many."""
+    """Mean and deviation over prompts of a kind, in some iterations, and how many they are."""
 
     mean: float
     std: float
@@ -243,7 +243,7 @@ def fallen(rows: Sequence[Mapping[str, Any]], level: float) -> dict[str, str]:
 
 
 def _of_kind(kind: str, rows: Sequence[Mapping[str, Any]]) -> Rewards:
-    """Of all iterations together, from the mean, standard error and count of each."""
+    """The rewards of all iterations together, from the mean, standard error and count of each."""
     means, squares, counts = list[float](), 0.0, list[int]()
     for row in rows:
         if count := row.get(f"kind/{kind}/prompts"):
