@@ -45,7 +45,7 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 200_200
+  plugins: 200_760
   alignkit and plugins: 331_000
   all Python but tests: 426_000
   tests: 400_000
