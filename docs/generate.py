@@ -3,7 +3,7 @@
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own
 line. WHAT is one of `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`,
 `mix`, `data`, `metrics`, `variant`, `server`, `recipes`, `families`, `formats`,
-`fields`, `migrate`, `data sets`, `outcomes`, `results` and a machine of
+`fields`, `migrate`, `methods`, `data sets`, `outcomes`, `results` and a machine of
 `benchmarks/results.json`, `what fits`, `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a
 name (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`),
 `example` and a kind for the module that `alignkit plugins new` writes, or names for the reference
@@ -112,6 +112,7 @@ def part(what: str) -> str:
         "events": event_table,
         "silent bugs": silent_bugs,
         "migrate": lambda: str(script("docs", "migrate_table").text()),
+        "methods": lambda: str(script("docs", "method_table").text()),
         "papers": papers.index,
     }
     if what in tables:

@@ -1,6 +1,5 @@
-"""DPO: direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290), and other losses on
-the same margin; and online DPO, which pairs the policy's own samples (Guo et al. 2024,
-arXiv:2402.04792).
+"""DPO: direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), and other
+losses on the same margin; and online DPO, which pairs the policy's own samples.
 
 The margin is h = log pi/pi_ref (better) - log pi/pi_ref (worse). Log-ratios are sums over tokens,
 or means for the losses named *_norm. `sigmoid` with label_smoothing is cDPO (Mitchell 2023),
@@ -149,7 +148,7 @@ class DPO(Pairwise):
 
 class OnlineDPO(DPO):
     """Make the better of the policy's own samples likelier than the worse, relative to the
-    reference.
+    reference (Guo et al. 2024, arXiv:2402.04792).
     """
 
     source = Source.ROLLOUTS

@@ -10,11 +10,11 @@ learn from is skipped and counted.
 Two relatives have other advantages and the same clipped update, so that rollouts can be learned
 from more than once; in the first step of an iteration the ratio is 1.
 
-RLOO (Ahmadian et al. 2024, arXiv:2402.14740, section 3.2): a whole response is one action. Its
+RLOO: a whole response is one action. Its
 return is the score minus `kl_coefficient` times the KL of the response, and its baseline is the
 mean return of the prompt's others.
 
-REINFORCE++ (Hu 2025, arXiv:2501.03262): the return of a token is the score minus `kl_coefficient`
+REINFORCE++: the return of a token is the score minus `kl_coefficient`
 times the KL from this token to the end, whitened over all tokens of the iteration. `group_baseline`
 makes it REINFORCE++-baseline; the KL then stays in the reward, whereas later versions of the paper
 add k2 to the loss.
@@ -247,7 +247,7 @@ class GRPO(Clipped):
 
 class RLOO(Clipped):
     """Make responses likelier that return more than the prompt's others, and the rest less
-    likely.
+    likely (Ahmadian et al. 2024, arXiv:2402.14740, section 3.2).
     """
 
     defaults = replace(Clipped.defaults, epochs=1)
@@ -281,7 +281,7 @@ class RLOO(Clipped):
 
 class ReinforcePP(ByToken):
     """Make tokens likelier that return more than the iteration's mean, and the others less
-    likely.
+    likely (Hu 2025, arXiv:2501.03262).
     """
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:

@@ -1,13 +1,11 @@
 """SimPO, ORPO, CPO and CPL: preference pairs without a reward model and, but for CPL's `reference`,
 without a reference.
 
-SimPO: Meng et al. 2024, arXiv:2405.14734, eq. 6. ORPO: Hong et al. 2024, arXiv:2403.07691, eqs. 4
-and 7. CPO: Xu et al. 2024, arXiv:2401.08417. They differ in the implicit reward of a response and
-in how its NLL is averaged.
-CPL: contrastive preference learning (Hejna et al. 2023, arXiv:2310.13639), which models preferences
-by regret. A response is a segment whose tokens are the actions. Its score
-S = sum_t gamma^t alpha log pi(token t) is a discounted sum of advantages, and
-P(better) = e^S+ / (e^S+ + e^(lambda S-)): eq. 5 with the conservative weight lambda of section 3.3.
+SimPO, ORPO and CPO differ in the implicit reward of a response and in how its NLL is averaged. CPL,
+contrastive preference learning, models preferences by regret. A response is a segment whose tokens
+are the actions. Its score S = sum_t gamma^t alpha log pi(token t) is a discounted sum of
+advantages, and P(better) = e^S+ / (e^S+ + e^(lambda S-)): eq. 5 with the conservative weight lambda
+of section 3.3.
 With `reference`, log pi/pi_ref replaces log pi; with gamma = lambda = 1 this is then DPO with
 beta = alpha.
 Differs from the papers: labels may be soft, and terms are then expectations over the label. CPL's
@@ -75,7 +73,7 @@ class ReferenceFree(Pairwise):
 
 class SimPO(ReferenceFree):
     """The implicit reward is the mean log-probability of a token, and the better one must win by a
-    margin.
+    margin (Meng et al. 2024, arXiv:2405.14734, eq. 6).
     """
 
     nll_aggregation = "token_mean"
@@ -98,7 +96,9 @@ class SimPO(ReferenceFree):
 
 
 class ORPO(ReferenceFree):
-    """The implicit reward is the log-odds of the mean token."""
+    """The implicit reward is the log-odds of the mean token (Hong et al. 2024, arXiv:2403.07691,
+    eqs. 4 and 7).
+    """
 
     nll_aggregation = "sequence_mean"
 
@@ -117,7 +117,9 @@ class ORPO(ReferenceFree):
 
 
 class CPO(ReferenceFree):
-    """The implicit reward is the log-probability of the response."""
+    """The implicit reward is the log-probability of the response (Xu et al. 2024,
+    arXiv:2401.08417).
+    """
 
     nll_aggregation = "sequence_sum"
 
@@ -133,7 +135,9 @@ class CPO(ReferenceFree):
 
 
 class CPL(Pairwise):
-    """Learn from pairs of segments, with the policy's log-probabilities as advantages."""
+    """Learn from pairs of segments, with the policy's log-probabilities as advantages (Hejna et al.
+    2023, arXiv:2310.13639, eq. 5).
+    """
 
     class Options(Algorithm.Options):
         alpha: float = Field(

@@ -1,19 +1,17 @@
 """Rejection sampling, expert iteration and ReST: fine-tune on the better ones of the policy's own
 samples.
 
-Rejection sampling learns the best of K samples by reward (Llama 2, Touvron et al. 2023,
-arXiv:2307.09288). Llama 2 (section 3.2.3) found that a policy forgets if it learns from the samples
-of the last iteration only. So later iterations replay the best samples of earlier prompts; a prompt
-keeps its sample until a better one is drawn. The replayed prompts are redrawn in every iteration,
-because the same few samples would be memorized.
+Rejection sampling learns the best of K samples by reward. Llama 2 found that a policy forgets if it
+learns from the samples of the last iteration only. So later iterations replay the best samples of
+earlier prompts; a prompt keeps its sample until a better one is drawn. The replayed prompts are
+redrawn in every iteration, because the same few samples would be memorized.
 Differs from Llama 2: every model samples for itself, not for smaller ones. `pool: batch` is RAFT's
-global variant (Dong et al. 2023, arXiv:2304.06767): the best 1/K of all samples, so that a prompt
-may have several or none. It replays none.
+global variant: the best 1/K of all samples, so that a prompt may have several or none. It replays
+none.
 
-ReST (Gulcehre et al. 2023, arXiv:2308.08998, algorithm 1) grows a set of samples once, then
-improves on it in several steps, in which the threshold rises and the learning rate falls. Expert
-iteration takes one step: it accepts the right answers if the reward is 1 or 0, and those above the
-mean of any other reward.
+ReST grows a set of samples once, then improves on it in several steps, in which the threshold rises
+and the learning rate falls. Expert iteration takes one step: it accepts the right answers if the
+reward is 1 or 0, and those above the mean of any other reward.
 Differs from the paper: the loss is averaged over the learned tokens, whereas the paper divides by
 the size of the grown set; the minimum is the same. ReST-EM starts every iteration from the base
 model; here the policy continues.
@@ -66,7 +64,9 @@ class Best:
 
 
 class RejectionSampling(OwnSamples):
-    """Sample K responses, keep the best, and learn it as a demonstration."""
+    """Sample K responses, keep the best, and learn it as a demonstration (Llama 2, Touvron et al.
+    2023, arXiv:2307.09288, section 3.2.3; RAFT, Dong et al. 2023, arXiv:2304.06767).
+    """
 
     defaults = replace(OwnSamples.defaults, learning_rate=2e-4, samples_per_prompt=4)
 
@@ -168,7 +168,9 @@ def _best_of_all(groups: Sequence[Group]) -> list[Group]:
 
 
 class ReST(OwnSamples):
-    """Grow a set of samples, then learn better and better subsets of it."""
+    """Grow a set of samples, then learn better and better subsets of it (Gulcehre et al. 2023,
+    arXiv:2308.08998, algorithm 1).
+    """
 
     defaults = replace(OwnSamples.defaults, epochs=1)
 
@@ -221,7 +223,7 @@ class ReST(OwnSamples):
 
 
 class ExpertIteration(OwnSamples):
-    """Learn the samples that a reward accepts."""
+    """Learn the samples that a reward accepts (Anthony et al. 2017, arXiv:1705.08439)."""
 
     class Options(Algorithm.Options):
         threshold: float | None = Field(

@@ -1,16 +1,12 @@
 """Reward models: a scalar head learns which response people prefer, or how they rate single
 answers.
 
-`reward_model` learns pairs (Bradley-Terry; Stiennon et al. 2020, arXiv:2009.01325, section 3.4) and
-rankings (InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, eq. 1): all pairs of a ranking share a
-weight of 1, and each response runs through the model once. Margins: Llama 2 (Touvron et al. 2023,
-arXiv:2307.09288, eq. 2 and table 27). Centering: Eisenstein et al. 2023 (arXiv:2312.09244).
-Differs from the papers: tied responses form no pair.
+`reward_model` learns pairs and rankings: all pairs of a ranking share a weight of 1, and each
+response runs through the model once. Differs from the papers: tied responses form no pair.
 
 Ratings, such as 1 to 7: `reward_regression` predicts the rating, normalized with mean and standard
-deviation of the training data, by least squares (HelpSteer2, Wang et al. 2024, arXiv:2406.08673,
-section 3). `reward_ordinal` only uses the order of the levels: an ordered logit (McCullagh 1980),
-whose thresholds are those of the training data's shares, or are learned.
+deviation of the training data, by least squares. `reward_ordinal` only uses the order of the
+levels: an ordered logit, whose thresholds are those of the training data's shares, or are learned.
 Differs from HelpSteer2: ratings are normalized, and there is one per answer.
 """
 
@@ -56,7 +52,13 @@ DEFAULTS = StageDefaults(
 
 
 class RewardModel(Algorithm):
-    """Score the better response of a pair higher than the worse."""
+    """Score the better response of a pair higher than the worse.
+
+    Pairs: Bradley-Terry (Stiennon et al. 2020, arXiv:2009.01325, section 3.4). Rankings:
+    InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, eq. 1). Margins: Llama 2 (Touvron et al.
+    2023, arXiv:2307.09288, eq. 2 and table 27). Centering: Eisenstein et al. 2023
+    (arXiv:2312.09244).
+    """
 
     trains = Trains.REWARD
     needs = Needs(min_samples=2, pairs=True)
@@ -189,7 +191,9 @@ class FromRatings(Algorithm):
 
 
 class RewardRegression(FromRatings):
-    """Predict the normalized rating of a response by least squares."""
+    """Predict the normalized rating of a response by least squares (HelpSteer2, Wang et al. 2024,
+    arXiv:2406.08673, section 3).
+    """
 
     def learn_scale(self, groups: Sequence[Group], context: SelectContext) -> None:
         mean = _mean(groups, float)
@@ -206,7 +210,9 @@ class RewardRegression(FromRatings):
 
 
 class RewardOrdinal(FromRatings):
-    """Predict how likely each level is: P(rating <= level k) = sigma(threshold k - score)."""
+    """Predict how likely each level is: P(rating <= level k) = sigma(threshold k - score)
+    (McCullagh 1980).
+    """
 
     class Options(Algorithm.Options):
         threshold_rate: float = Field(

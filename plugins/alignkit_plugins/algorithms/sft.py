@@ -1,8 +1,7 @@
 """Supervised learning: `sft` learns from demonstrations, `lm` from raw text.
 
 Both minimize the cross-entropy, averaged over the tokens of the whole optimizer batch. `sft` counts
-the assistant's tokens only (InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5; Llama
-2, Touvron et al. 2023, arXiv:2307.09288, section 3.1). Differs from the papers: nothing.
+the assistant's tokens only. Differs from the papers: nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +34,9 @@ class Likelihood(Algorithm):
 
 
 class SFT(Likelihood):
-    """Make the assistant's turns of demonstrations likelier."""
+    """Make the assistant's turns of demonstrations likelier (InstructGPT, Ouyang et al. 2022,
+    arXiv:2203.02155, section 3.5; Llama 2, Touvron et al. 2023, arXiv:2307.09288, section 3.1).
+    """
 
     needs = Needs(likeliest=True)
     defaults = StageDefaults(
