@@ -1,4 +1,6 @@
-"""Compute the rows of a claim that are missing: `python -m benchmarks.papers NAME [--folder F]`."""
+"""Compute the rows of a claim that are missing: `python -m benchmarks.papers NAME [--folder F]`, or
+verify one: `--verify ROW`.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,9 @@ def main(
     part: Annotated[
         str, typer.Option(metavar="K/N", help="Compute a share, as one of N processes.")
     ] = "1/1",
+    verify: Annotated[
+        str, typer.Option(metavar="ROW", help="Only compute this row again, and compare.")
+    ] = "",
 ) -> None:
     """Compute the rows of a claim that are missing, and print what they say."""
     known = sorted(file.parent.name for file in HERE.glob("*/rule.yaml"))
@@ -30,6 +35,9 @@ def main(
         raise typer.BadParameter(f"no claim '{name}'; choose from {', '.join(known)}")
     claim = Claim(name)
     with tempfile.TemporaryDirectory(prefix="alignkit-papers-") as temporary:
+        if verify:
+            print(claim.verify(verify, Path(temporary)))
+            return
         claim.compute(folder or Path(temporary), *map(int, part.split("/")))
     print(table(claim))
 

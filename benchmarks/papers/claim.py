@@ -3,7 +3,8 @@
 A claim is a package here, with these files. `rule.yaml` is written, and committed, before any row
 that is shown: seeds, what varies, tests with their margins, and the positive control. It names the
 digests of the files of recipes/papers that rows depend on. `rows/` has a small file for each row,
-with the digest of the rule from before it was computed; a row of another rule is void. `runs.jsonl`
+with the digest of the rule from before it was computed; a row of another rule is void. It has a
+digest of all weights that it trained, in folders run*. `runs.jsonl`
 has a line for each row that was begun, also of tuning, and of rules that are no more. `words.yaml`
 is what people wrote: at most 200 words. The module itself has
 
@@ -37,7 +38,7 @@ from scipy import special
 
 from alignkit.evaluation.statistics import estimate
 from alignkit.io.atomic import write_json, write_text
-from alignkit.io.digest import file_digest
+from alignkit.io.digest import digest, file_digest
 from alignkit_plugins.cells import crossed
 from alignkit_plugins.report import drawing
 
@@ -97,8 +98,8 @@ class Claim:
     @cached_property
     def rule(self) -> Mapping[str, Any]:
         found: Mapping[str, Any] = yaml.safe_load((self.folder / "rule.yaml").read_text("utf-8"))
-        for name, digest in found.get("files", {}).items():
-            if file_digest(RECIPES / name) != digest:
+        for name, sha256 in found.get("files", {}).items():
+            if file_digest(RECIPES / name) != sha256:
                 raise SystemExit(
                     f"{self.name}: recipes/papers/{name} is not the file that the rule names: restore "
                     "it, or write its SHA-256 into rule.yaml, which voids all rows"
@@ -160,20 +161,43 @@ class Claim:
                     self._compute(row, work / row.name)
 
     def _compute(self, row: Row, folder: Path) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        processor = torch.backends.cpu.get_cpu_capability()
-        facts = {"rule": self.digest, **row._asdict(), "processor": processor, "threads": 1}
+        facts = {"rule": self.digest, **row._asdict(), "processor": processor(), "threads": 1}
         file, log = self.folder / "rows" / f"{row.name}.json", self.folder / "runs.jsonl"
         write_json(file, facts)
         with log.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"rule": self.digest, "row": row.name}) + "\n")
+        found = self._computed(row, folder)
+        write_text(file, json.dumps({**facts, **found}) + "\n")
+        print(f"{self.name}: {row.name} in {found['seconds']:.0f} s", flush=True)
+
+    def _computed(self, row: Row, folder: Path) -> dict[str, Any]:
+        import torch
+
+        torch.set_num_threads(1)
         began = time.monotonic()
         values = self.module.compute(row, self.rule, folder)
         seconds = round(time.monotonic() - began, 1)
-        write_text(file, json.dumps({**facts, "seconds": seconds, "values": values}) + "\n")
-        print(f"{self.name}: {row.name} in {seconds:.0f} s", flush=True)
+        weights = sorted(map(file_digest, folder.glob("run*/**/*.safetensors")))
+        return {"seconds": seconds, "weights": digest(weights)[:16], "values": values}
+
+    def verify(self, name: str, work: Path) -> str:
+        """Compute a row again, and say that its weights and values have equal bytes. Raises
+        `SystemExit` if they do not.
+        """
+        rows = {row.name: row for tuning in (True, False) for row in self.planned(tuning)}
+        if name not in rows or not (stored := self.stored([rows[name]])):
+            raise SystemExit(f"{self.name}: no row '{name}'; they are {', '.join(rows)}")
+        (old,) = stored
+        new = {**old, **self._computed(rows[name], work)}
+        other = [
+            part
+            for part in ("weights", "values")
+            if part in old and _lasting(old[part]) != _lasting(new[part])
+        ]
+        where = f"computed on {old['processor']}, now on {processor()}"
+        if other:
+            raise SystemExit(f"{self.name}: {name} has other {' and '.join(other)}; {where}")
+        return f"{self.name}: {name} has equal bytes; {where}"
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -207,6 +231,20 @@ class Claim:
                 if "tolerance" not in tests[one.name]:
                     found[at] = one._replace(result=FAILED)
         return found
+
+
+def processor() -> str:
+    """Its class, which rounding depends on."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def _lasting(values: Any) -> Any:
+    """Values without times, which differ from run to run."""
+    if isinstance(values, dict):
+        return {key: value for key, value in values.items() if key != "seconds"}
+    return values
 
 
 def by_seed(values: Mapping[int, Any]) -> crossed.Array:
