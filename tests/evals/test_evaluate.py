@@ -157,6 +157,8 @@ signed: align helpful | sft | 0.6667 -0.1644 0.9773 6 | -0.3333 -1.081 0.5808 6 
 signed: align helpful 0 | sft | 1 -0.2349 1 3 | 0 -1.109 1.109 3 1 |  | 0/0/3 0
 signed: align helpful 1 | sft | 0.3333 -0.5951 0.8875 3 | -0.6667 -1.712 0.9119 3 1 | 0 | 0/1/2 0
 samples: align helpful | sft | 6.467 2.589 10.34 6 | 0.4667 0.08732 0.846 6 0.02503 | 0.4365 | 5/1/0 0
+samples: align distinct-2 of a prompt's answers | sft | 0.25 - - 6 | 0 0 0 6 1 |  | 0/0/6 0
+samples: align self-BLEU of them | sft | 1 - - 6 | 0 0 0 6 1 |  | 0/0/6 0
 samples: align length, tokens |  | 6 3.517 8.483 6 |  |  | 0
 samples: align truncated |  | 0.1667 |  |  | 0
 samples: align KL, nats | sft | 0.6392 0.3746 0.9037 6 |  |  | 0
@@ -181,6 +183,7 @@ judged: base judge | sft | 0.58 0.1956 0.9187 5 0.7123 | 0.08 -0.3044 0.4187 0.7
 judged: base judge-2 | sft | 0.58 0.1956 0.9187 5 0.7123 | 0.08 -0.3044 0.4187 0.7123 | 0.15 | 2/2/1 1
 judged: align judge | sft | 0.58 0.1956 0.9187 5 0.7123 | 0.08 -0.3044 0.4187 0.7123 | 0.15 | 2/2/1 1
 judged: align judge-2 | sft | 0.58 0.1956 0.9187 5 0.7123 | 0.08 -0.3044 0.4187 0.7123 | 0.15 | 2/2/1 1
+judged: align judge, Bradley-Terry points |  | 56.07 -245.7 421.3 5 |  |  | 0
 judged often: align judge | sft | 0.58 0.1956 0.9187 5 0.7123 | 0.08 -0.3044 0.4187 0.7123 | 0.15 | 2/2/1 1
 """
 

@@ -27,6 +27,8 @@ from alignkit.kernels import lm_head
 from alignkit.kernels.backends import chosen
 from alignkit.kernels.lm_head import HeadSpec, TokenWants
 from alignkit_plugins.algorithms.rejection_sampling import best_samples
+from alignkit_plugins.compare.rows import Row
+from alignkit_plugins.evals import judged
 from alignkit_plugins.formats import text
 from alignkit_plugins.people import agreement as people
 from benchmarks.papers.enumerable import best_of
@@ -693,6 +695,13 @@ def agreement(c: Case) -> Found:
 
 
 def ranking(c: Case) -> Found:
+    if "reward_gap" in c:
+        shares = c.reward_gap.sigmoid().tolist()
+        rows = [
+            Row("", "", "judge", dict.fromkeys(("mean", "low", "high", "n"), p)) for p in shares
+        ]
+        gaps = [row.estimate["mean"] for row in judged.points(rows)]
+        return {"win_prob": shares, "elo_gap": gaps}
     outcomes = c.inputs["outcomes"]
     n, wins, ties = len(outcomes), outcomes.count(1), outcomes.count(0.5)
     half = statistics.share(wins + ties / 2, n)
@@ -733,8 +742,8 @@ def cases(folder: Path) -> list[Any]:
     for path in sorted(folder.glob("*.json")):
         file = json.loads(path.read_text(encoding="utf-8"))
         for data in file["cases"]:
-            if path.stem == "ranking" and "outcomes" not in data["inputs"]:
-                continue  # Elo points and Bradley-Terry strengths are not here
+            if {"games", "wins"} & data["inputs"].keys():
+                continue  # Points by games in turn, and of other pairs than with a baseline
             exact = path.stem in WITHOUT_TENSORS or "extreme" in data["id"]
             exact |= data["id"].startswith("near_zero_std")
             for dtype in (torch.float64,) if exact else (torch.float64, torch.float32):

@@ -20,7 +20,7 @@ from alignkit_plugins.cells import crossed
 from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.cells.rows import MACHINE, rows_of, scores_in
 from alignkit_plugins.cells.trends import numbers_of, trend
-from alignkit_plugins.compare.rows import Row, adjusted, plain
+from alignkit_plugins.compare.rows import ANSWERS, MINUTES, Row, adjusted, plain
 from alignkit_plugins.compare.scores import Measure, Scores, compare
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.compare.verdicts import MORE, verdicts
@@ -93,7 +93,7 @@ def table_of(cells: Cells, stage: str) -> CellTable:
         at = {names[variant][last]: number for variant, number in numbers.items()}
         notes += trend(grid, at, key, headline, bool(scores.measures[headline].percent))
     heads = [one for one in _by(scores, headline).rows if one.policy in others]
-    rows = adjusted(rows, of_cells=True)
+    rows = [*adjusted(rows, of_cells=True), *_costs(whole, names)]
     return CellTable(rows, seeds, notes, headline, Scores(scores.measures, heads))
 
 
@@ -160,6 +160,16 @@ def _identity(cells: Cells, policy: str, stage: str) -> list[Any]:
         scores = one["evaluations"][stage]["scores"].values()
         found.append(key or [own.get(policy) for own in scores])
     return found
+
+
+def _costs(variants: Mapping[str, Cells], names: Mapping[str, Mapping[str, str]]) -> Iterator[Row]:
+    """How long the stage of each policy took, the mean over its cells."""
+    for variant, cells in variants.items():
+        for policy, name in names[variant].items():
+            seconds = [one["stages"].get(policy, {}).get("seconds") for one in cells]
+            if None not in seconds:
+                minutes = statistics.mean(seconds) / 60
+                yield Row(name, MINUTES, ANSWERS, {"mean": minutes})
 
 
 # The comparison

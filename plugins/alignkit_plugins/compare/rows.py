@@ -19,6 +19,9 @@ COIN = 0.5  # what a judge says of equal policies; the share of pairs that a coi
 RATED = ("metric", "reward", "judge")  # kinds of what says how good a policy is
 ANSWERS = "answers"  # the kind of what describes the answers
 LENGTH, TRUNCATED, KL = "length, tokens", "truncated", "KL, nats"
+DISTINCT, SELF_BLEU = "distinct-2 of a prompt's answers", "self-BLEU of them"
+POINTS = "{}, Bradley-Terry points"
+MINUTES = "training, minutes"
 # The order in which metrics decide, by whether the policy was trained on them
 TRUST = (False, None, True)
 EMPTY: tuple[Any, ...] = (None, "", {})  # what JSON leaves out

@@ -8,6 +8,7 @@ counted by their reason.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from alignkit.data.group import length
 from alignkit.evaluation import statistics
 from alignkit_plugins.ai_feedback.judge_card import Compare, judge_card, side
 from alignkit_plugins.compare.comparison import answers_of, units_of
-from alignkit_plugins.compare.rows import COIN
+from alignkit_plugins.compare.rows import ANSWERS, COIN, POINTS, Row
 from alignkit_plugins.compare.scores import (
     Measure,
     Scale,
@@ -104,6 +105,24 @@ class Preference(Scale):
     ) -> dict[str, Any]:
         estimate = self.mean(ours, units)
         return {**shifted(estimate, -COIN), "p": estimate["p"]}
+
+
+def points(rows: Sequence[Row]) -> list[Row]:
+    """What judges' preferences are in points (Bradley and Terry 1952), for which 400 are odds of ten
+    to one. All are compared with the baseline alone, so that the likeliest points above it are
+    those of each share, and its ends are theirs; a share of 0 or 1 has none.
+    """
+    found = list[Row]()
+    for row in rows:
+        if row.kind == "judge":
+            ends = {name: _points(row.estimate[name]) for name in ("mean", "low", "high")}
+            estimate = {**ends, "n": row.estimate["n"]}
+            found.append(Row(row.policy, POINTS.format(row.metric), ANSWERS, estimate))
+    return found
+
+
+def _points(share: float | None) -> float | None:
+    return 400 * math.log10(share / (1 - share)) if share and share < 1 else None
 
 
 def card_of(groups: Sequence[Group], verdicts: Iterable[Judged]) -> dict[str, Any]:

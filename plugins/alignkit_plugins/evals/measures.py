@@ -1,4 +1,6 @@
-"""What describes the answers of policies: their length, and their KL to the baseline."""
+"""What describes the answers of policies: their length, how they differ from each other, and their
+KL to the baseline.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,17 @@ from alignkit.data.group import length
 from alignkit.errors import OtherTokenizer
 from alignkit.evaluation import statistics
 from alignkit_plugins.compare.comparison import answers_of, of_policy, units_of
-from alignkit_plugins.compare.rows import ANSWERS, KL, LENGTH, TRUNCATED, Row
-from alignkit_plugins.compare.scores import Scale
+from alignkit_plugins.compare.rows import (
+    ANSWERS,
+    DISTINCT,
+    KL,
+    LENGTH,
+    SELF_BLEU,
+    TRUNCATED,
+    Row,
+)
+from alignkit_plugins.compare.scores import Measure, Scale, Scores, prompts_in
+from alignkit_plugins.text.text_metrics import distinct, self_bleu, words_of
 
 AMOUNT = Scale(None, bounds=(0.0, math.inf))  # The scale of what cannot be below 0.
 
@@ -30,6 +41,20 @@ def of_answers(groups: Sequence[Group], policies: Sequence[str]) -> list[Row]:
         share = {"mean": sum(truncated) / len(truncated)}
         rows.append(Row(policy, TRUNCATED, ANSWERS, share, percent=True))
     return rows
+
+
+def diversity(groups: Sequence[Group], policies: Sequence[str]) -> Scores:
+    """How a policy's answers to a prompt differ: the share of pairs of words that occur once, and
+    how well the others predict an answer.
+    """
+    share = Measure(ANSWERS, Scale(None, bounds=(0.0, 1.0)), percent=False)
+    found = Scores({DISTINCT: share, SELF_BLEU: share})
+    for policy in policies:
+        texts = [[words_of(one.text) for one in answers_of(group, policy)] for group in groups]
+        prompts = prompts_in(groups)
+        found.add(DISTINCT, {policy: [distinct(own, 2) for own in texts]}, prompts)
+        found.add(SELF_BLEU, {policy: [self_bleu(own) for own in texts]}, prompts)
+    return found
 
 
 def kl_of(

@@ -221,6 +221,11 @@ class Evaluate(Step):
             judged.add(scores, groups, verdicts, str(self.baseline), name, trained_on[name])
             cards[name] = judged.card_of(groups, verdicts.values())
         rows += compare(scores, self.baseline, self.challengers, base)
+        if len(self.challengers) > 1:
+            rows += judged.points(rows)
+        if options.samples_per_prompt > 1:
+            spread = measures.diversity(groups, list(policies))
+            rows += compare(spread, self.baseline, self.challengers)
         rows.sort(key=lambda row: list(policies).index(row.policy))
         rows = adjusted(rows) + measures.of_answers(groups, list(policies))
         if self.baseline is not None and options.kl:
