@@ -7,6 +7,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,13 +21,18 @@ import torch
 from alignkit import functional as F
 from alignkit.data.group import read_groups
 from alignkit.testing import check_algorithm
-from benchmarks.papers import best_of_k, claim, dpo_frontier, page
+from alignkit_plugins.rewards.honesty import Honesty
+from benchmarks.papers import best_of_k, claim, dont_know, dpo_frontier, page
 from benchmarks.papers.claim import CONTRADICTS, FAILED, OPPOSITE, SHOWN, UNCLEAR, Claim, judged
 from benchmarks.papers.enumerable import best_of, kl, make
 from tests.by_hand import batch, double, loss_of, new
 from tests.rows import read_rows
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+import method_table  # noqa: E402
+
+sys.path.remove(str(ROOT / "docs"))
 
 
 # Exact quantities
@@ -94,6 +101,27 @@ def test_pairs_are_of_the_reference_and_the_better_one_tends_to_win(tmp_path: Pa
     assert mean > float((problem.reference * problem.rewards).sum()) + 0.1
 
 
+def test_outcomes_of_questions_that_look_alike() -> None:
+    """The best answer is right once in 16, 3 times, and so on; a reward can be wrong about that."""
+    known = dont_know.right_answers(seed=5)
+    counts = [max(map(answers.count, answers)) for answers in known.values()]
+    assert counts == [1, 3, 5, 7, 9, 11, 13, 15]
+    common, other = known["C"][0], known["C"][-1]
+    chance = {common: 0.5, other: 0.2, dont_know.UNKNOWN: 0.25}
+    policy = [chance.get(answer, 0.05 / 14) for answer in dont_know.ANSWERS]
+    found = dont_know.outcomes(policy, known["C"])
+    right = (5 * 0.5 + 0.2 + 10 * 0.05 / 14) / 16
+    assert found == pytest.approx({"right": right, "abstains": 0.25, "wrong": 0.75 - right})
+    for abstain in (-0.5, 0.0, 0.5):
+        reward = Honesty(Honesty.Options(abstain=abstain))
+        gains = [dont_know.gain_above_threshold(reward, answers) for answers in known.values()]
+        assert gains == [0] * 8
+    generous = SimpleNamespace(
+        options=Honesty.Options(), grade=lambda answer, right: answer == "idk"
+    )
+    assert dont_know.gain_above_threshold(generous, known["H"]) == 1  # no threshold of this reward
+
+
 def test_unlikelihood_raises_the_better_and_lowers_the_worse() -> None:
     file = ROOT / "recipes" / "papers" / "unlikelihood.py"
     spec = importlib.util.spec_from_file_location("unlikelihood", file)
@@ -108,6 +136,28 @@ def test_unlikelihood_raises_the_better_and_lowers_the_worse() -> None:
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [[-1.0, -1.0], [0.25, 0.0]]
     check_algorithm(module.Unlikelihood)
+
+
+@pytest.mark.parametrize(
+    ("docstring", "wanted"),
+    [
+        ("As in GRPO (Shao et al. 2024,\narXiv:2402.03300, eq. 3).", "[Shao et al. 2024] eq. 3"),
+        ("A. Ng 1999 and others. Two\nsums (McCullagh 1980).", "Ng 1999; McCullagh 1980"),
+        ("Hu 2025 (arXiv:2501.03262); Hu 2025, section 3", "[Hu 2025]"),
+        (
+            'Sharma et al. 2023, "On It: 2nd", arXiv:2310.13548, sections 3.2 and 3.3; of 2024',
+            "[Sharma et al. 2023] sections 3.2 and 3.3",
+        ),
+        (
+            "Lu and Big Lab 2025; Agarwal et al. 2023, arXiv:2306.13649",
+            "Lu and Big Lab 2025; [Agarwal et al. 2023]",
+        ),
+        ("Llama 2 of 2023 has 70 billion.", ""),
+    ],
+)
+def test_papers_that_a_docstring_cites(docstring: str, wanted: str) -> None:
+    found = method_table.papers(docstring)
+    assert re.sub(r"\(https://arxiv.org/abs/[\d.]+\),?", "", found) == wanted
 
 
 # Rules
@@ -195,6 +245,21 @@ def test_rows_know_their_rule_and_a_changed_rule_voids_them(
     assert results == {"control": SHOWN, "good": SHOWN, "exact": SHOWN}
     count = len(read_rows(folder / "runs.jsonl"))
     assert count == 2 * 4 + 3 * 2 + 1  # of tuning, shown, and the one that failed
+    # One is computed again
+    assert "start-3 has equal bytes; computed on" in Claim("fake").verify("start-3", tmp_path)
+    changed = json.loads((folder / "rows" / "start-3.json").read_text(encoding="utf-8"))
+    with pytest.raises(SystemExit, match="no row 'ours-5-3'; they are start-0, ours-1-0"):
+        Claim("fake").verify("ours-5-3", tmp_path)
+    (tmp_path / "run" / "kept").mkdir(parents=True)
+    (tmp_path / "run" / "kept" / "adapter.safetensors").touch()
+    with pytest.raises(SystemExit, match="start-3 has other weights; computed on"):
+        Claim("fake").verify("start-3", tmp_path)
+    changed["values"] = 0.5
+    (folder / "rows" / "start-3.json").write_text(json.dumps(changed), encoding="utf-8")
+    with pytest.raises(SystemExit, match="has other weights and values;"):
+        Claim("fake").verify("start-3", tmp_path)
+    changed["values"] = 0.0
+    (folder / "rows" / "start-3.json").write_text(json.dumps(changed), encoding="utf-8")
     # A control that cannot be seen
     (folder / "rule.yaml").write_text(RULE.replace("MARGIN", "3"), encoding="utf-8")
     with pytest.raises(SystemExit, match="rows of tuning are missing"):

@@ -6,6 +6,7 @@ own forward over the whole vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -37,7 +38,7 @@ class Problem:
     The rewards are no sums over letters, so every context matters. seed: of rewards and model.
     """
 
-    letters: str
+    letters: Sequence[str]
     length: int
     folder: Path
     seed: int = 0
@@ -90,10 +91,15 @@ eos_token_id: 1
 
 
 def make(
-    folder: Path, letters: str, length: int, scale: float = 1.0, others: str = "", seed: int = 0
+    folder: Path,
+    letters: Sequence[str],
+    length: int,
+    scale: float = 1.0,
+    others: str = "",
+    seed: int = 0,
 ) -> Problem:
     """A random one-layer model with a word-level tokenizer whose every prompt is the one token
-    <q>. scale: of its output, 0 for uniform answers. others: tokens that nobody writes.
+    <q>. scale: of its output, 0 for uniform answers. others: tokens that only prompts have.
     """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
