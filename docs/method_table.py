@@ -39,7 +39,7 @@ CITED = re.compile(
     r"\b([A-Z][\w-]+(?: et al\.| and [A-Z][A-Za-z ]+)?),? ((?:19|20)\d\d)\b"
     rf"(?:(?:(?! et al)[^;()]){{,90}}?\(?arXiv:(\d+\.\d+)((?:, {WHERE})*))?"
 )
-HEADER = ("method", "papers", "keys", "known answers", "exact optimum", "measured", "recipes")
+HEADER = ("method", "papers", "keys", "known answers", "exact optimum", "measured", "recipe")
 
 
 def text() -> str:
@@ -70,16 +70,16 @@ def _row(one: Registration) -> list[str]:
     cited = papers(method.__doc__) or papers(module.__doc__)
     if not cited:
         return []
-    recipes = [name for name, path in shipped().items() if _names(path, one)]
-    options = options_of(one)
+    recipes = [f"`{name}`" for name, path in shipped().items() if _names(path, one)]
+    keys = [f"`{row.name}`" for row in option_rows(options_of(one)) if one.kind == "algorithm"]
     return [
         _linked(one),
         cited,
-        ", ".join(f"`{row.name}`" for row in option_rows(options)) if options else "",
+        ", ".join(keys),  # of others, the page has them
         ", ".join(f"`{name}`" for name in _known_answers(one.name, method)),
         "yes" if re.search(rf"\b{one.name}\b", _read(ROOT / "tests/net/test_optimum.py")) else "",
         "; ".join(_measured(one)),
-        ", ".join(f"`{name}`" for name in recipes),
+        *(recipes or [""])[:1],
     ]
 
 
