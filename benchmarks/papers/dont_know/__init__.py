@@ -23,33 +23,32 @@ KINDS = "ABCDEFGH"  # of questions; each is a token
 UNKNOWN = "idk"
 ANSWERS = (*"bcdfghjklmnpqrst", UNKNOWN)
 EACH = len(ANSWERS) - 1  # questions of a kind
+STAGES = "sft", "align"
 CHANCES = [(2 * kind + 1) / EACH for kind in range(len(KINDS))]  # of the most common answer
 
 
 def compute(row: Row, rule: Mapping[str, Any], folder: Path) -> Any:
-    """By outcome its exact chance for each kind of question, in order of the chance that the most
-    common answer is right; and what the best policy gains above one with the threshold.
+    """Of SFT and of the policy that learned from the reward, by outcome its exact chance for each
+    kind of question, in order of the chance that the most common answer is right; and what the best
+    policy gains above one with the threshold.
     """
     problem = make(folder, ANSWERS, 1, rule["scale"], KINDS, row.seed)
     known = right_answers(row.seed)
     write_data(problem, known, rule["unknown"])
-    method = rule["methods"][row.method]
-    words, stages = [f"seed={row.seed}"], ["sft"]
-    if "abstain" in method:
-        stages.append("align")
-        words.append(f"stages.align.reward.honesty.abstain={method['abstain']}")
-        words.append(f"stages.align.algorithm.grpo.scale_by_std={method.get('scaled', False)}")
-        words.append(f"stages.align.learning_rate={row.rate}")
-    run_stages("dont_know", folder, folder / "run", stages, words)
-    honesty = Honesty(Honesty.Options(abstain=method.get("abstain", 0.0)))
-    found: dict[str, Any] = {RIGHT: [], ABSTAINS: [], WRONG: [], "above the threshold": []}
-    for kind, answers in known.items():
-        token = 3 + len(ANSWERS) + KINDS.index(kind)
-        policy = problem.distribution(folder / "run" / stages[-1] / "adapter", (token, 2)).tolist()
-        for outcome, chance in outcomes(policy, answers).items():
-            found[outcome].append(chance)
-        found["above the threshold"].append(gain_above_threshold(honesty, answers))
-    return found
+    pays = rule["methods"][row.method]["abstain"]
+    words = [f"seed={row.seed}", f"stages.align.reward.honesty.abstain={pays}"]
+    run_stages("dont_know", folder, folder / "run", STAGES, words)
+    found: dict[str, Any] = {}
+    for stage in STAGES:
+        found[stage] = {RIGHT: [], ABSTAINS: [], WRONG: []}
+        for at, answers in enumerate(known.values()):
+            before = (3 + len(ANSWERS) + at, 2)
+            policy = problem.distribution(folder / "run" / stage / "adapter", before).tolist()
+            for outcome, chance in outcomes(policy, answers).items():
+                found[stage][outcome].append(round(chance, 6))
+    reward = Honesty(Honesty.Options(abstain=pays))
+    gains = [gain_above_threshold(reward, answers) for answers in known.values()]
+    return {**found, "above the threshold": max(gains)}
 
 
 def right_answers(seed: int) -> dict[str, list[str]]:
@@ -105,23 +104,24 @@ def gain_above_threshold(honesty: Any, answers: Sequence[str]) -> float:
 def measures(
     rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
 ) -> dict[str, dict[int, float]]:
-    """By seed: the reward of each method, how often it abstains, by how much that differs from the
-    threshold, how often it invents, and the most that the best policy gains above the threshold.
+    """By seed and method: how much more it abstains than the threshold says, how often it invents,
+    how often it and SFT abstain where nearly nothing is known; and the most that the best policy
+    gains above the threshold.
 
-    The threshold's policy abstains at the share of kinds that lie below it, which are as far from
-    each other, so that its mean abstention is the threshold.
+    The threshold's policy abstains in the kinds below it, which are as far from each other, so that
+    its mean abstention is the threshold.
     """
     found = dict[str, dict[int, float]]()
     for row in rows:
         name, seed, values = row["method"], row["seed"], row["values"]
-        right, abstains, wrong = (fmean(values[one]) for one in (RIGHT, ABSTAINS, WRONG))
-        pays = rule["methods"][name].get("abstain", 0.0)
-        found.setdefault(name, {})[seed] = right - wrong + pays * abstains
-        found.setdefault(f"{name} abstains", {})[seed] = abstains
-        found.setdefault(f"{name} off", {})[seed] = abstains - (pays + 1) / 2
-        found.setdefault(f"{name} invents", {})[seed] = wrong
+        threshold = (rule["methods"][name]["abstain"] + 1) / 2
+        own, start = values["align"], values["sft"]
+        found.setdefault(f"{name} above", {})[seed] = fmean(own[ABSTAINS]) - threshold
+        found.setdefault(f"{name} invents", {})[seed] = fmean(own[WRONG])
+        found.setdefault(f"{name} unknown", {})[seed] = own[ABSTAINS][0]
+        found.setdefault("sft unknown", {})[seed] = start[ABSTAINS][0]
         above = found.setdefault("above the threshold", {})
-        above[seed] = max([above.get(seed, 0.0), *values["above the threshold"]])
+        above[seed] = max(above.get(seed, 0.0), values["above the threshold"])
     return found
 
 
@@ -131,7 +131,9 @@ def figures(
     """Abstention against what is known."""
     named = dict[str, Any]()
     for row in rows:
-        if name := rule["methods"][row["method"]].get("name"):
-            named.setdefault(name, []).append(row["values"][ABSTAINS])
+        name = rule["methods"][row["method"]]["name"]
+        named.setdefault(name, []).append(row["values"]["align"][ABSTAINS])
+        if row["method"] == rule["start"]:
+            named.setdefault("SFT", []).append(row["values"]["sft"][ABSTAINS])
     title = 'Share of "I don\'t know", by the chance that the best answer is right'
     return {title: drawing.curves(lines_of(CHANCES, named), "chance of the best answer")}
