@@ -45,10 +45,10 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 200_760
+  plugins: 201_240
   alignkit and plugins: 331_000
-  all Python but tests: 426_000
-  tests: 400_000
+  all Python but tests: 427_600
+  tests: 400_300
   schema names: 345
   schema slots: 620
   other files, bytes: 152_700
