@@ -22,7 +22,16 @@ from alignkit import functional as F
 from alignkit.data.group import read_groups
 from alignkit.testing import check_algorithm
 from alignkit_plugins.rewards.honesty import Honesty
-from benchmarks.papers import best_of_k, claim, dont_know, dpo_frontier, page
+from benchmarks.papers import (
+    best_of_k,
+    claim,
+    dont_know,
+    dpo_frontier,
+    heads,
+    kwise,
+    page,
+    sycophancy,
+)
 from benchmarks.papers.claim import CONTRADICTS, FAILED, OPPOSITE, SHOWN, UNCLEAR, Claim, judged
 from benchmarks.papers.enumerable import best_of, kl, make
 from tests.by_hand import batch, double, loss_of, new
@@ -160,6 +169,49 @@ def test_papers_that_a_docstring_cites(docstring: str, wanted: str) -> None:
     assert re.sub(r"\(https://arxiv.org/abs/[\d.]+\),?", "", found) == wanted
 
 
+# Heads on hidden states
+
+
+def test_order_by_hand() -> None:
+    """Three answers, of which gold ties two: two pairs count."""
+    gold, scores = np.array([[1.0, 0.0, 0.0]]), np.array([[0.5, 1.5, 0.5 - np.log(3)]])
+    assert heads.accuracy(scores, gold).tolist() == [0.5]
+    wanted = (np.log(3 / 4) - np.log(1 + np.e)) / 2
+    assert heads.nats(scores, gold).tolist() == pytest.approx([wanted])
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "weights"),
+    [({"prompts": 2}, 2, [1 / 3] * 6), ({"pairs": 4}, 3, [1.0] * 4)],
+)
+def test_a_pass_has_each_comparison_once(
+    method: Mapping[str, int], steps: int, weights: list[float]
+) -> None:
+    pool = heads.Answers(torch.zeros(9, 4, 1), np.arange(36.0).reshape(9, 4))
+    draw, rule = np.random.default_rng(0), {"k": 3, "prompts": {"training": [2, 5]}}
+    rankings = kwise.ranked(pool, rule, draw)
+    every = sorted(one for own in rankings for one in own)
+    assert len({*every}) == 9 and all(8 <= worse < better < 20 for _, better, worse in every)
+    found = list(kwise.in_steps(rankings, method, draw))
+    assert len(found) == steps and found[0].weights == pytest.approx(weights)
+    seen = [pair for step in found for pair in zip(step.better, step.worse, strict=True)]
+    assert sorted(seen) == sorted(pair[1:] for pair in every)
+
+
+def test_a_head_learns_the_better_of_pairs_and_best_of_n_follows() -> None:
+    inputs = torch.eye(4)
+    head = heads.Head(4, seed=0)
+    heads.learn(head, inputs, [heads.Step([0, 0, 2], [1, 3, 3], [1.0, 0.0, 1.0])] * 200, 0.05)
+    scores = head(inputs).tolist()
+    assert scores[0] > scores[1] + 3 and scores[2] > scores[3] + 3
+    found = sycophancy.best_of(np.array([0.25, 0.25]), np.array([True, False]), 2)
+    assert found.tolist() == [0.4375, 0.0625]
+    steps = sycophancy.preferences(1000, 0.7, {"batch": 300}, seed=1)
+    better = [one for step in steps for one in step.better]
+    assert sorted(one // 2 for one in better) == list(range(1000))
+    assert np.mean([one % 2 == 0 for one in better]) == pytest.approx(0.7, abs=0.04)
+
+
 # Rules
 
 MARGIN, WITHIN, EXACT = {"margin": 0.1}, {"within": 0.1}, {"tolerance": 1e-6}
@@ -238,7 +290,9 @@ def test_rows_know_their_rule_and_a_changed_rule_voids_them(
     assert begun["rule"] == Claim("fake").digest and "values" not in begun
     with pytest.raises(SystemExit, match="2 rows are missing"):
         _ = Claim("fake").rows
+    assert Claim("fake").done() == (12, 14)
     Claim("fake").compute(tmp_path, 1, 1)
+    assert Claim("fake").done() == (14, 14)
     assert Claim("fake").rates() == {"ours": 2}
     assert {row["seed"] for row in Claim("fake").rows} == {2, 3, 4}
     results = {one.name: one.result for one in Claim("fake").findings()}
@@ -264,6 +318,7 @@ def test_rows_know_their_rule_and_a_changed_rule_voids_them(
     (folder / "rule.yaml").write_text(RULE.replace("MARGIN", "3"), encoding="utf-8")
     with pytest.raises(SystemExit, match="rows of tuning are missing"):
         Claim("fake").rates()
+    assert Claim("fake").done() == (0, 14)
     Claim("fake").compute(tmp_path, 1, 1)
     results = {one.name: one.result for one in Claim("fake").findings()}
     assert results == {"control": UNCLEAR, "good": FAILED, "exact": SHOWN}

@@ -29,7 +29,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,7 +147,7 @@ class Claim:
             gains = dict[float, float]()
             for rate in method.get("rates", ()):
                 own = [row for row in rows if row["method"] != name or row["rate"] == rate]
-                gains[rate] = fmean(self.module.measures(own, self.rule)[name].values())
+                gains[rate] = by_seed(self.module.measures(own, self.rule)[name]).mean()
             if gains:
                 found[name] = max(gains, key=gains.__getitem__)
         return found
@@ -198,6 +197,15 @@ class Claim:
         if other:
             raise SystemExit(f"{self.name}: {name} has other {' and '.join(other)}; {where}")
         return f"{self.name}: {name} has equal bytes; {where}"
+
+    def done(self) -> tuple[int, int]:
+        """How many rows are there, also of tuning, and of how many."""
+        tried, rule = list(self.planned(tuning=True)), self.rule
+        found = len(self.stored(tried))
+        shown = len(rule["seeds"]["shown"]) * len(rule["methods"])
+        if found == len(tried):  # else it is open which rate is shown
+            found += len(self.stored(list(self.planned(tuning=False))))
+        return found, len(tried) + shown
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import yaml
 from alignkit.evaluation.statistics import interval_text
 from alignkit_plugins.report import drawing
 from benchmarks.markdown import markdown_table
-from benchmarks.papers.claim import HERE, LEVEL, Claim, Finding, Row
+from benchmarks.papers.claim import HERE, LEVEL, RECIPES, Claim, Finding, Row
 
 SMALL = 420  # pixels
 RESULTS = """\
@@ -26,6 +26,12 @@ def claims() -> list[Claim]:
     """Those that have words, in order."""
     found = [Claim(file.parent.name) for file in HERE.glob("*/words.yaml")]
     return sorted(found, key=lambda claim: int(words(claim)["number"]))
+
+
+def complete(claim: Claim) -> bool:
+    """Whether all rows are there."""
+    found, wanted = claim.done()
+    return found == wanted
 
 
 def words(claim: Claim) -> Any:
@@ -46,6 +52,9 @@ def page(name: str) -> str:
     again = Row(*(usual[field] for field in Row._fields)).name
     rates = ", ".join(f"{method} {rate:g}" for method, rate in claim.rates().items())
     chosen = f" The rates that they chose: {rates}." if rates else ""
+    recipe = ""
+    if (RECIPES / f"{name}.yaml").is_file():
+        recipe = f"; the recipe is\n[{name}.yaml](../../recipes/papers/{name}.yaml)"
     return f"""\
 # {text["title"]}
 
@@ -64,8 +73,7 @@ def page(name: str) -> str:
 settings.{chosen} {len(log)} rows were begun in all; {void} are void, because the rule changed after
 them. `--verify {again}` computes one again ({usual["seconds"]:.0f} s), and compares bytes.
 Bands and intervals are over {len(claim.rule["seeds"]["shown"])} seeds.
-The rule is `benchmarks/papers/{name}/rule.yaml`, SHA-256 `{claim.digest[:16]}`; the recipe is
-[{name}.yaml](../../recipes/papers/{name}.yaml).
+The rule is `benchmarks/papers/{name}/rule.yaml`, SHA-256 `{claim.digest[:16]}`{recipe}.
 """
 
 
@@ -89,8 +97,12 @@ def index() -> str:
     """A line and a small figure for each claim."""
     parts = [RESULTS]
     for claim in claims():
-        results = "; ".join(f"{one.name}: **{one.result}**" for one in claim.findings()[1:])
         title = words(claim)["title"]
+        if not complete(claim):
+            found, wanted = claim.done()
+            parts.append(f"{title}: under way, {found} of {wanted} rows.\n")
+            continue
+        results = "; ".join(f"{one.name}: **{one.result}**" for one in claim.findings()[1:])
         parts.append(f"[{title}]({claim.name}.md). {results}.\n")
         parts.append(f"![Differences with intervals]({claim.name}-small.svg)\n")
     return "\n".join(parts)
@@ -105,7 +117,7 @@ def pictures_of(claim: Claim) -> Iterator[tuple[str, str]]:
 def files(folder: Path) -> dict[Path, str]:
     """The pictures of all pages."""
     found = dict[Path, str]()
-    for claim in claims():
+    for claim in filter(complete, claims()):
         drawn = [*claim.module.figures(claim.rows, claim.rule).values()]
         for at, one in enumerate(drawn):
             found[folder / f"{claim.name}-{at}.svg"] = drawing.alone(one)
