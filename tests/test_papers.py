@@ -30,6 +30,7 @@ from benchmarks.papers import (
     heads,
     kwise,
     page,
+    sft_epochs,
     sycophancy,
 )
 from benchmarks.papers.claim import CONTRADICTS, FAILED, OPPOSITE, SHOWN, UNCLEAR, Claim, judged
@@ -167,6 +168,23 @@ def test_unlikelihood_raises_the_better_and_lowers_the_worse() -> None:
 def test_papers_that_a_docstring_cites(docstring: str, wanted: str) -> None:
     found = method_table.papers(docstring)
     assert re.sub(r"\(https://arxiv.org/abs/[\d.]+\),?", "", found) == wanted
+
+
+def test_rewards_of_prompts_share_a_part(tmp_path: Path) -> None:
+    problem, prompts = make(tmp_path, "ab", 2), [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for own, apart in ((0.0, 0.0), (0.5, 1.0)):
+        draw = torch.Generator().manual_seed(0)
+        found = sft_epochs.rewards_of(problem, prompts, own, draw)
+        assert found.shape == (4, 4) and found.mean(-1).abs().max() < 1e-12
+        assert (found[0] - found[3]).abs().max() >= apart * 0.1
+        # No part belongs to a pair of words
+        assert (found[0] - found[1] - found[2] + found[3]).abs().max() < 1e-12
+        assert own or (found[0] - found[3]).abs().max() == 0
+    # Of several prompts at once, as of each
+    tokens = [(5, 2), (6, 2)]
+    both = make(tmp_path, "ab", 2, 0.5, "uv").distributions(tmp_path / "base", tokens)
+    each = [problem.distribution(tmp_path / "base", one) for one in tokens]
+    assert torch.equal(both, torch.stack(each)) and not torch.equal(*each)
 
 
 # Heads on hidden states

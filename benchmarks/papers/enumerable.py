@@ -65,15 +65,21 @@ class Problem:
 
     def distribution(self, folder: Path, before: tuple[int, ...] = (2,)) -> Tensor:
         """P(answer | these tokens) of every answer by a model folder, float64 [answers]."""
+        return self.distributions(folder, [before])[0]
+
+    def distributions(self, folder: Path, prompts: Sequence[tuple[int, ...]]) -> Tensor:
+        """P(answer | tokens of a prompt), float64 [prompts, answers]; prompts of one length."""
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
-        rows = torch.tensor([(*before, *self.ids(answer)) for answer in self.answers])
+        rows = torch.tensor(
+            [[(*before, *self.ids(answer)) for answer in self.answers] for before in prompts]
+        )
         with torch.no_grad():
-            every = model(input_ids=rows).logits[:, :-1].log_softmax(-1)
-        logprobs = every.gather(-1, rows[:, 1:, None])[..., 0]
-        found = logprobs[:, len(before) - 1 :].sum(-1).exp()
-        assert abs(float(found.sum()) - 1) < 1e-6
+            every = model(input_ids=rows.flatten(0, 1)).logits[:, :-1].log_softmax(-1)
+        logprobs = every.gather(-1, rows.flatten(0, 1)[:, 1:, None])[..., 0]
+        found = logprobs[:, len(prompts[0]) - 1 :].sum(-1).exp().reshape(rows.shape[:2])
+        assert (found.sum(-1) - 1).abs().max() < 1e-6
         return found
 
 
