@@ -162,7 +162,7 @@ def learn(head: Head, inputs: Tensor, steps: Iterable[Step], rate: float) -> Non
         weights = torch.tensor(step.weights)
         loss = (F.pairwise_loss(better, worse) * weights).sum() / weights.sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.report import drawing
@@ -66,7 +67,7 @@ def preferences(count: int, share: float, rule: Mapping[str, Any], seed: int) ->
     return found
 
 
-def best_of(start: Array, agrees: Array, n: int) -> Array:
+def best_of(start: Array, agrees: NDArray[np.bool_], n: int) -> Array:
     """P(the best of n is the first of two answers), by its probability and whether it is better."""
     found: Array = np.where(agrees, 1 - (1 - start) ** n, start**n)
     return found
