@@ -25,7 +25,7 @@ from alignkit.recipe.yaml import shipped
 from alignkit_plugins.recipe_tools.options import option_rows
 from benchmarks.markdown import markdown_table
 from benchmarks.papers.claim import RECIPES
-from benchmarks.papers.page import claims, words
+from benchmarks.papers.page import claims, complete, words
 from tests.net import test_golden
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,8 +122,9 @@ def _measured(one: Registration) -> Iterator[str]:
     methods = yaml.safe_load(_read(ROOT / "benchmarks/outcomes/methods.yaml"))
     if one.name in methods:
         yield "[quick start](../benchmarks/outcomes.md#the-quick-start)"
-    for claim in claims():
-        if _names(RECIPES / f"{claim.name}.yaml", one):
+    for claim in filter(complete, claims()):
+        recipe = RECIPES / f"{claim.name}.yaml"
+        if recipe.is_file() and _names(recipe, one):
             yield f"[{words(claim)['title'].partition(':')[0]}]({claim.name}.md)"
 
 

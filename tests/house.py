@@ -47,8 +47,8 @@ HOUSE = yaml.safe_load("""
 budgets:
   plugins: 201_240
   alignkit and plugins: 331_000
-  all Python but tests: 427_600
-  tests: 400_300
+  all Python but tests: 432_900
+  tests: 401_200
   schema names: 345
   schema slots: 620
   other files, bytes: 152_700
