@@ -76,8 +76,12 @@ rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
     learned["scored"] = {**learned["align"], "reward": "rated"}
     write_rows(here / "pairs.jsonl", pairs())
     learned["dpo"] = {"algorithm": "dpo", "data": "pairs.jsonl"}
+    of_four = {"policy": "sft", "best_of": 4, "reward": "length"}
+    learned["report"] = {**learned["sample"], "step": "evaluate", "policies": ["sft", of_four]}
+    learned["report"] |= {"rewards": ["length"], "kl": False}
+    learned["report"].pop("policy")
     path = write(here, "tiny", **learned)
-    first, second, third, fourth, _, scored, dpo = planned(capfd, path)
+    first, second, third, fourth, _, scored, dpo, report = planned(capfd, path)
     with monkeypatch.context() as patch:  # more rows than are read
         patch.setattr(planning, "READ", 10)
         sampled = planned(capfd, path)[0]["work"]
@@ -88,6 +92,7 @@ rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
     # Once, by the reference
     assert work["measured"] == 0 and dpo["work"]["measured"] == dpo["work"]["tokens"] > 0
     assert second["work"]["written"] == 24 * 8 and second["memory"]["cache"] > 0
+    assert report["work"]["written"] == (1 + 4) * 24 * 8 and report["work"]["together"] == 4 * 24
     assert third["work"]["rows"] == 0
     online, memory = fourth["work"], fourth["memory"]
     assert online["written"] == 3 * 2 * 4 * 8

@@ -264,16 +264,18 @@ class _Planner(Shapes):
                 prompts = work.rows - before
         work.measured = work.tokens
         if isinstance(options, SamplingOptions) and work.rows:
-            policies = len(options.policies_to_sample())
+            policies = options.policies_to_sample()
+            tries = [getattr(one, "best_of", 1) for one in getattr(options, "policies", policies)]
             rows = prompts or work.rows
             limit = getattr(options, "limit", None) or rows
             rows = min(rows, limit * max(1, len(getattr(options, "metrics", ()))))
             work.tokens, work.rows = work.tokens * rows // work.rows, rows
             work.new = options.sampling.max_new_tokens
-            work.together = rows * (getattr(options, "samples_per_prompt", None) or 1)
-            work.written = policies * work.together * work.new
+            answers = rows * (getattr(options, "samples_per_prompt", None) or 1)
+            work.together = answers * max(tries, default=1)
+            work.written = sum(tries) * answers * work.new
             passes = 2 * getattr(options, "kl", False) + _reward_models(options)
-            work.measured = (1 + passes) * policies * work.tokens + passes * work.written
+            work.measured = (1 + passes) * len(policies) * work.tokens + passes * work.written
 
     def _count(self, work: Work, spec: DataSpec | None) -> None:
         """Add the prompts of an entry."""
