@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import BadRow, DataError
-from alignkit.io.text import NO_FILE, is_special
+from alignkit.io.text import NO_FILE, is_special, listed
 
 MAX_LISTED = 20  # bad rows listed in an error; the rest are counted
 RECODE = (
@@ -64,10 +64,7 @@ def left_out(rows: Iterable[SkippedRow]) -> str:
     for row in rows:
         if row.left_out:
             reasons.setdefault(row.reason, []).append(str(row.row))
-    words = [
-        f"{reason} ({len(at)}: row {', '.join(at[:3])}{', ...' * (len(at) > 3)})"
-        for reason, at in reasons.items()
-    ]
+    words = [f"{reason} ({len(at)}: row {listed(at)})" for reason, at in reasons.items()]
     return f"left out: {', '.join(words)}" if words else ""
 
 

@@ -21,13 +21,13 @@ from typing_extensions import TypedDict
 from alignkit.data.files import SkippedRow, bad_rows_error, jsonl_rows, parse, raise_if_bad
 from alignkit.errors import BadRow, faults_of
 from alignkit.io.atomic import whole_file
+from alignkit.io.text import listed
 
 ROLES = ("system", "user", "assistant", "tool")
 LARGEST = 1e15  # the largest score or weight: sums and variances of larger ones may overflow
 LEVELS = ("significantly", "better", "slightly", "unsure")
 _VERSION = 1  # the version of a group's JSON
 _PREVIEW_LENGTH = 60  # characters of a prompt in a message
-_PREVIEWS = 3  # groups in a message
 _STORED = ConfigDict(extra="forbid")  # a key that is not known is a fault of the file
 
 
@@ -263,8 +263,7 @@ def preview(group: Group, length: int = _PREVIEW_LENGTH) -> str:
 
 def previews(groups: Sequence[Group]) -> str:
     """Previews of the first groups, and the number of the others."""
-    more = f" and {len(groups) - _PREVIEWS} more" if len(groups) > _PREVIEWS else ""
-    return ", ".join(preview(group) for group in groups[:_PREVIEWS]) + more
+    return listed(list(map(preview, groups)))
 
 
 def group_id(

@@ -9,7 +9,7 @@ import os
 import os.path
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +59,12 @@ def typed(text: str, entities: bool = False) -> str:
     if "&" in text and not entities:
         text = _ENTITY.sub(lambda match: html.unescape(f"&{match[1]}"), text)
     return _OTHERWISE.sub(lambda match: _TYPED[match[0]], unicodedata.normalize("NFC", text))
+
+
+def listed(words: Sequence[str], most: int = 3) -> str:
+    """The first words, and how many more there are."""
+    more = f" and {len(words) - most:,} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 def duration(seconds: float, digits: int = 1) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from alignkit.errors import path_text
-from alignkit.io.text import redacted
+from alignkit.io.text import listed, redacted
 from alignkit.recipe.schema import Stage
 
-MOST = 3  # differences that a line names
 LONGEST = 40  # characters of a value that a message shows; digests have 64
 _CODE = {"source", "version", "recognized"}  # a plugin's parts, compared by digests
 _AROUND = ("settings", "component", "options", "sources")  # keys that a recipe does not write
@@ -79,12 +78,6 @@ def change_since(record: Mapping[str, Any], parts: Mapping[str, Any], stage: Sta
     now = redacted(json.loads(json.dumps(parts, default=str)))
     found = record.get("depends_on") and differing(record["depends_on"], now, stage.kind)
     return f" ({listed(found)})" if found else ""
-
-
-def listed(words: Sequence[str]) -> str:
-    """The first differences, and how many more there are."""
-    more = f" and {len(words) - MOST} more" if len(words) > MOST else ""
-    return ", ".join(words[:MOST]) + more
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any], kind: str) -> list[str]:

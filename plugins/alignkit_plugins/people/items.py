@@ -22,6 +22,7 @@ from alignkit.data.group import (
     turns_of,
 )
 from alignkit.errors import BadRow, did_you_mean
+from alignkit.io.text import listed
 from alignkit_plugins.people.labels import TASKS, Label, agrees, check_gold, places
 
 AUTHOR = "author"  # as an origin: the item's author wrote this response
@@ -227,10 +228,9 @@ def items_of(
         except BadRow as error:
             bad.append(SkippedRow(*where, str(error)))
     if repeated and notes is not None:
-        rows = ", ".join(repeated[:3]) + ", ..." * (len(repeated) > 3)
         notes.append(
             "rows with the responses of an earlier one, in any order, asked about once: "
-            f"{len(repeated)} ({rows})"
+            f"{len(repeated)} ({listed(repeated)})"
         )
     if left_out is not None:
         left_out += [row.reason for row in bad]

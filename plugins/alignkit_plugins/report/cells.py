@@ -11,7 +11,7 @@ import numpy as np
 from alignkit.contract.report import Report
 from alignkit.errors import DataError
 from alignkit.io.results import CELLS, json_lines
-from alignkit_plugins.cells.changes import listed
+from alignkit.io.text import listed
 from alignkit_plugins.cells.rows import row_files, to_come
 from alignkit_plugins.cells.table import SEED, report_of
 from alignkit_plugins.compare.rows import Row, rows_in

@@ -15,10 +15,9 @@ import alignkit
 from alignkit.errors import refuse
 from alignkit.evaluation import held_out
 from alignkit.io.results import AGREEMENT, RECIPE, damage_of, json_lines, read_record
-from alignkit.io.text import redacted
+from alignkit.io.text import listed, redacted
 from alignkit.recipe.yaml import plain_data
 from alignkit.tokens.counts import DROP_REASONS
-from alignkit_plugins.cells.changes import listed
 from alignkit_plugins.cells.earlier import ONE_SEED, Change, changed, with_earlier
 from alignkit_plugins.command_line.find import find_run
 from alignkit_plugins.compare import verdicts

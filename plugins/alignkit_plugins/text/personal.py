@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from alignkit.io.text import HIDDEN, redacted
+from alignkit.io.text import HIDDEN, listed, redacted
 
 FIRST = 5  # examples of a kind
 # What the patterns below name: letters, but those of scripts without spaces; what may stand between
@@ -189,8 +189,7 @@ def examples(found: Iterable[tuple[str, str, str]]) -> list[str]:
         kinds.setdefault(word, []).append(f"{part} ({where})")
     lines = []
     for word, parts in kinds.items():
-        more = f" and {len(parts) - FIRST:,} more" if len(parts) > FIRST else ""
-        lines.append(f"{word} replaces {', '.join(parts[:FIRST])}{more}")
+        lines.append(f"{word} replaces {listed(parts, FIRST)}")
     return lines
 
 
