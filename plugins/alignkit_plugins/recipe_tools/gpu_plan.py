@@ -7,6 +7,7 @@ every row is as long as `max_length` allows, and nothing is asked of the hub.
 from __future__ import annotations
 
 import math
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from alignkit.contract.algorithm import Algorithm, Source, Trains
 from alignkit.contract.settings import ModelSpec, SamplingOptions, Settings
-from alignkit.errors import did_you_mean, refuse
+from alignkit.errors import refuse
 from alignkit.host.calls import create
 from alignkit.io.text import is_file
 from alignkit.kernels.lm_head import CHUNK
@@ -29,6 +30,7 @@ LOGITS = 4  # copies of a chunk's logits in fp32: themselves, the softmax and th
 # Prompts of a step, whose data are not read, and tokens of the longest one; as many as fit are
 # sampled at a time
 MANY, PROMPT = 1024, 1024
+NEAR = 5  # models that a message names, by how their names resemble another
 
 
 def config_of(base: str) -> Any:
@@ -43,10 +45,12 @@ def config_of(base: str) -> Any:
     for name, shapes in table.items():
         if name.lower() in base.lower():
             return AutoConfig.for_model(**shapes)
-    near = did_you_mean(base, table, "of these names, that of the same size will do")
+    names = {name.lower(): name for name in table}
+    near = get_close_matches(Path(base).name.lower(), names, n=NEAR, cutoff=0)
     refuse(
         f"the shapes of '{base}' are not known here",
-        f"name a folder with its config.json; {near}",
+        "name a folder with its config.json, or a model of about its size, such as "
+        f"{', '.join(map(names.__getitem__, near))}",
     )
 
 
