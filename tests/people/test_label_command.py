@@ -127,6 +127,9 @@ def test_answers_in_another_order_are_the_same_item(said: Said) -> None:
     """
     columns = 'prompt=Q,A=one,B="the, other"'
     Path("a.csv").write_text('Q,one,"the, other",x\n1,a,b,-\n2,a,b,-\n1,b,a,-\n2,a,b,-\n', "utf-8")
+    Path("empty.jsonl").write_text('{"prompt": "q", "responses": ["a", " "]}\n')
+    with prepared(Path("empty.jsonl"), None, None):
+        assert "rows with an empty response, which people see as such: 1 (empty.jsonl:1)" in said()
     Path("gold.csv").write_text('Q,one,"the, other",best\n2,b,a,A\n', "utf-8")
     with prepared(Path("a.csv"), None, Path("gold.csv"), columns=f"{columns},label=best") as store:
         kept = [(stored.item.responses, stored.item.gold) for stored in store.items()]

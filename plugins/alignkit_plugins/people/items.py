@@ -210,10 +210,10 @@ def items_of(
     gold labels are turned. task, gold: as `item_of` takes them.
 
     Raises `DataError` that lists the rows that nobody could label. left_out: gets the reasons
-    instead, one for each such row. notes: gets what is said of equal ones.
+    instead, one for each such row. notes: gets what is said of equal ones, and of empty responses.
     """
     items, firsts = dict[str, Item](), dict[str, Item]()
-    bad, repeated = list[SkippedRow](), list[str]()
+    bad, repeated, empty = list[SkippedRow](), list[str](), list[str]()
     for group in groups:
         where = (group.origin.file, group.origin.row) if group.origin else ("", 0)
         try:
@@ -223,15 +223,19 @@ def items_of(
             first = items.setdefault(same.id, same)
             if first.gold and same.gold and agrees(same.gold, first.gold) is False:
                 raise BadRow("an earlier row about the same responses has another known label")
+            place = str(group.origin).rpartition("/")[2]
             if is_repeated:
-                repeated.append(str(group.origin).rpartition("/")[2])
+                repeated.append(place)
+            elif any(isinstance(text, str) and not text.strip() for text in item.responses):
+                empty.append(place)
         except BadRow as error:
             bad.append(SkippedRow(*where, str(error)))
-    if repeated and notes is not None:
-        notes.append(
-            "rows with the responses of an earlier one, in any order, asked about once: "
-            f"{len(repeated)} ({listed(repeated)})"
-        )
+    for what, rows in (
+        ("the responses of an earlier one, in any order, asked about once", repeated),
+        ("an empty response, which people see as such", empty),
+    ):
+        if rows and notes is not None:
+            notes.append(f"rows with {what}: {len(rows)} ({listed(rows)})")
     if left_out is not None:
         left_out += [row.reason for row in bad]
     elif bad:

@@ -43,7 +43,8 @@ class Texts {
   fill({ box, text, parts }) {
     const marked = parts && !this.asWritten;
     box.classList.toggle("marked", Boolean(marked));
-    box.replaceChildren(...(marked ? elements(parts) : [text]));
+    const written = text.trim() ? text : make("em", {}, "(empty)");
+    box.replaceChildren(...(marked ? elements(parts) : [written]));
   }
 
   text({ text, parts }) {
