@@ -470,7 +470,7 @@ d.jsonl
 
 d.jsonl
 {"xyz": "q"}
-  ! d.jsonl: no format matches the first row (columns xyz) / help: say which...--columns prompt=xyz,...36 formats
+  ! ...first row (columns xyz) / help: say which...as in `{path: FILE, columns: {prompt: "xyz",...36 formats
 
 d.jsonl
 {"Prompt": "q", "Rejected": "q"}

@@ -145,9 +145,23 @@ def _conversations(row: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
 
 
 def columns_help(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The columns of the longest texts, as `--columns` may call them, and as labels those with a few
-    short cells.
-    """
+    """The columns that may be meant, as `--columns` of `init` and `label` says it."""
+    words = list[str]()
+    for name, column in _likely(names, rows):
+        words.append(f'{name}="{column}"' if "," in column else f"{name}={column}")
+    return f"--columns {quote(','.join(words))}"
+
+
+def _entry(names: Sequence[str], row: Mapping[str, Any]) -> str:
+    """The same as a data entry, which recipes and all commands read."""
+    words = list[str]()
+    for name, column in _likely(names, [row]):
+        words.append(f"{name}: {json.dumps(column, ensure_ascii=False)}")
+    return f"`{{path: FILE, columns: {{{', '.join(words)}}}}}`"
+
+
+def _likely(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The columns of the longest texts by these names, and as labels those with a few short cells."""
     cells = dict[str, list[str]]()
     for row in rows:
         for name, cell in row.items():
@@ -156,15 +170,13 @@ def columns_help(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str
     if "label" in names and len(cells) > len(texts):
         labels = _labels(cells)[: len(cells) - len(texts)]
     sizes = {name: sum(map(len, cells[name])) for name in cells if name not in labels}
-    longest, words = sorted(sizes, key=lambda name: -sizes[name]), list[str]()
+    longest = sorted(sizes, key=lambda name: -sizes[name])
     columns = sorted(longest[: len(texts)], key=[*cells].index)
     pairs = [*zip_longest(texts, columns, fillvalue="COLUMN")]
     if "label" in names:
         others = longest[len(texts) : len(names)] or ["COLUMN"]
         pairs += [("label", column) for column in labels or others]
-    for name, column in pairs:
-        words.append(f'{name}="{column}"' if "," in column else f"{name}={column}")
-    return f"--columns {quote(','.join(words))}"
+    return pairs
 
 
 def _labels(cells: Mapping[str, Sequence[str]]) -> list[str]:
@@ -189,15 +201,10 @@ def _labels(cells: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
-def columns_advice(
-    row: Mapping[str, Any],
-    formats: Formats,
-    ways: Sequence[Sequence[str]] = (DEMONSTRATION, TWO_ANSWERS),
-    rows: Sequence[Mapping[str, Any]] = (),
-) -> str:
+def columns_advice(row: Mapping[str, Any], formats: Formats, words: Sequence[str]) -> str:
     """How to say what the columns of a row mean, and which formats are nearest.
 
-    ways: names of columns, each for one content of a row. rows: others, which show what is a label.
+    words: what may be written.
     """
     have, shares = {str(column).lower() for column in row}, dict[str, float]()
     for name, cls in formats.items():
@@ -208,12 +215,11 @@ def columns_advice(
     )
     near = [f"{name} wants {formats[name].wants}" for name in nearest[:3]]
     turns = [str(ColumnMapping("template", messages=text)) for text, _ in _conversations(row)]
-    words = [columns_help(way, rows or [row]) for way in ways]
     lines = [
         f"if this is who says what, write `{turns[0]}`"
         if turns
-        else f"say which columns are meant, as in {' or '.join(words)}; in a recipe, as in "
-        "`data: {path: FILE, columns: {NAME: COLUMN}}`, or any columns in a `template`",
+        else f"say which columns are meant, as in {' or '.join(words)}; or write any columns in a "
+        "`template`",
         *near,
         f"`alignkit plugins format` lists all {len(formats)} formats",
     ]
@@ -226,4 +232,7 @@ def advice(row: Any, formats: Formats) -> str:
         return "\n  ".join(["say what its columns mean, as in", *map(str, mappings)])
     if not isinstance(row, Mapping):
         return f"`alignkit plugins format` lists all {len(formats)} formats"
-    return columns_advice(row, formats)
+    words = [_entry(DEMONSTRATION, row)]
+    if len(row) >= len(TWO_ANSWERS):
+        words.append(_entry(TWO_ANSWERS, row))
+    return columns_advice(row, formats, words)

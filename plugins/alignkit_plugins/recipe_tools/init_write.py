@@ -258,9 +258,10 @@ class DataFile:
         return {self.format: entry} if self.named else entry
 
 
-def columns_ways(kind: str) -> list[Sequence[str]]:
-    """What `--columns` may call the columns of a kind; empty: of any."""
-    return [KINDS[kind or "demos"].columns, *[TWO_ANSWERS] * (kind in ("", "pairs"))]
+def columns_ways(kind: str, path: Path) -> list[str]:
+    """What `--columns` may say of the columns of a file of a kind; empty: of any."""
+    ways = [KINDS[kind or "demos"].columns, *[TWO_ANSWERS] * (kind in ("", "pairs"))]
+    return [columns_help(way, first_rows(path)) for way in ways]
 
 
 class Undecided(DataError):
@@ -299,9 +300,7 @@ def recognize(
                 raise problems[0] from None  # what was wrong with the labels
             raise
         except UnknownFormat as error:
-            help = columns_advice(
-                row, plugins().usable("format"), columns_ways(kind), first_rows(path)
-            )
+            help = columns_advice(row, plugins().usable("format"), columns_ways(kind, path))
             problems.append(DataError(f"{str(error).partition(chr(10))[0]}\nhelp: {help}"))
         except DataError as error:
             problems.append(error)
@@ -341,8 +340,8 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
         if compared and not counts[most]:
             each = [f"{text}: {compared:,} comparisons, all tied or without a label", *source.notes]
             raise Undecided(f"{'; '.join(each)}\nhelp: {help}")
-        ways = [columns_help(way, first_rows(path)) for way in columns_ways(kind)]
-        help += f", or say which columns are meant, as in {' or '.join(ways)}"
+        ways = " or ".join(columns_ways(kind, path))
+        help += f", or say which columns are meant, as in {ways}"
         raise DataError(f"{text}\nhelp: {help}")
     asked = kind == "known-answers" and source.format == "prompt_only"
     if asked and not all(map(_has_answer, groups)):
