@@ -11,7 +11,7 @@ from alignkit.contract.report import SideBySide, Table
 from alignkit.data.group import Group
 from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.compare.rows import RATED, Row
-from alignkit_plugins.text.readable import estimate_text, short
+from alignkit_plugins.text.readable import bounds, estimate_text, short
 from alignkit_plugins.text.rows import cut
 from alignkit_plugins.text.spoken import all_turns
 
@@ -36,14 +36,18 @@ def table(
     line with intervals, what has none, as all its values are alike, says so, unless its row leaves
     out the ends. lines: what has a line, metric or policy; the other has a column.
     """
-    known = {row.metric for row in rows if row.kind in RATED and "[" in cell(row, differences)}
+    known = set[str]()
+    for row in rows:
+        if row.kind in RATED and None not in bounds(_shown(row, differences)):
+            known.add(row.metric)
     cells = dict[str, dict[str, str]]()
     columns = dict[str, None]()
     for row in rows:
         metric = f"{row.metric}{LOWER}" if row.lower else row.metric
         text = cell(row, differences)
-        ends = row.difference if differences else row.estimate
-        if row.metric in known and "low" in ends and text[-1] in "0123456789%s":  # as in `points`
+        shown = _shown(row, differences)
+        mean, *ends = bounds(shown)
+        if row.metric in known and "low" in shown and mean is not None and None in ends:
             text += UNKNOWN
         line, column = (metric, row.policy) if lines == "metric" else (row.policy, metric)
         cells.setdefault(line, {})[column] = text
@@ -77,9 +81,15 @@ def cell(row: Row, difference: bool = False) -> str:
     """
     if row.chance and not difference:
         return "chance"
-    of_difference = difference and row.kind != "judge"
-    value = row.difference if of_difference else row.estimate
-    return estimate_text(value, sign=of_difference, percent=row.percent)
+    sign = difference and row.kind != "judge"
+    return estimate_text(_shown(row, difference), sign=sign, percent=row.percent)
+
+
+def _shown(row: Row, difference: bool) -> Mapping[str, Any]:
+    """What the cell of a row shows; empty if it is chance."""
+    if difference and row.kind != "judge":
+        return row.difference
+    return {} if row.chance and not difference else row.estimate
 
 
 def side_by_side(group: Group, policies: Sequence[str], headline: str | None) -> SideBySide:
