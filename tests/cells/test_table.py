@@ -12,6 +12,7 @@ import pytest
 from alignkit.errors import DataError
 from alignkit_plugins.cells import crossed
 from alignkit_plugins.cells.table import choice, table_of
+from alignkit_plugins.compare.verdicts import verdicts
 from benchmarks.tables import Setting, claims
 
 # Means of prompts 3, 6, 6 and of seeds 4, 6; what is left is 0, 0, -1, 1, 1, -1
@@ -207,11 +208,43 @@ def test_a_variant_that_is_called_as_a_policy_keeps_its_own_numbers() -> None:
     )
 
 
-def test_a_variant_that_learned_from_the_metric_is_no_proof() -> None:
-    one, other = cell("ppo", 3, {"right": ALL}), cell("grpo", 3, {"right": ALL})
-    other["evaluations"]["report"]["measures"]["right"]["trained_on"]["align"] = True
-    rows = rows_of([one, other])
-    assert [rows[name, "right"].trained_on for name in ("ppo", "grpo")] == [False, True]
+@pytest.mark.parametrize(
+    ("learned", "named"),
+    [({"ppo", "grpo"}, ["refused"]), ({"grpo"}, ["right", "refused"]), (set(), ["right"])],
+)
+def test_a_variant_that_learned_from_the_metric_is_no_proof(
+    learned: set[str], named: list[str]
+) -> None:
+    """The verdicts, and what the table could see, are of the same metrics."""
+    made = list[Any]()
+    for name in ("ppo", "grpo"):
+        for seed in (3, 4):
+            made.append(cell(name, seed, {"right": ALL, "refused": shifted(seed)}))
+            trained_on = made[-1]["evaluations"]["report"]["measures"]["right"]["trained_on"]
+            trained_on["align"] = name in learned
+    found = table_of(made, "report")
+    seen = [note.partition(" points in ")[2] for note in found.notes if "could see" in note]
+    assert [note.partition(":")[0] for note in seen] == named
+    assert [*dict.fromkeys(one.metric for one in verdicts(found.rows))] == named
+    assert found.headline == named[-1] and f"in {named[-1]}, not adjusted" in found.notes[-1]
+    rows = {row.policy: row.trained_on for row in found.rows if row.metric == "right"}
+    assert [rows[name] for name in ("ppo", "grpo")] == ["ppo" in learned, "grpo" in learned]
+
+
+def test_a_metric_that_a_variant_lacks_is_missing() -> None:
+    """Such as one whose judge has failed: no number, and no 0."""
+    made = [
+        cell(name, seed, {"right": ALL, "refused": HALF})
+        for name in ("ppo", "grpo")
+        for seed in (3, 4)
+    ]
+    for one in made[2:]:
+        report = one["evaluations"]["report"]
+        report["scores"]["refused"].pop("align")
+        report["missing"] = {"refused": {"align": [1] * 40}}
+    rows = rows_of(made)
+    assert ("grpo", "refused") not in rows and rows["grpo", "right"].clear == 1
+    assert rows["ppo", "refused"].estimate["mean"] == 0.5
 
 
 def test_a_few_equal_differences_are_not_certain() -> None:

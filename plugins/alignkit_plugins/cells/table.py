@@ -5,7 +5,7 @@ prompts and seeds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -19,15 +19,23 @@ from alignkit.evaluation import statistics
 from alignkit_plugins.cells import crossed
 from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.cells.rows import MACHINE, rows_of, scores_in
-from alignkit_plugins.cells.trends import numbers_of, trend
-from alignkit_plugins.compare.rows import ANSWERS, MINUTES, Row, adjusted, plain
-from alignkit_plugins.compare.scores import Measure, Scores, compare
+from alignkit_plugins.cells.trends import FEWEST, chosen, numbers_of, trend, turn
+from alignkit_plugins.compare.rows import (
+    ANSWERS,
+    MINUTES,
+    TRUST,
+    Row,
+    adjusted,
+    decides,
+    deciding,
+    plain,
+)
+from alignkit_plugins.compare.scores import Measure, Score, Scores, compare
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.compare.verdicts import MORE, verdicts
 from alignkit_plugins.text.readable import estimate_text
 
 SEED, BASE = "seed", "base"
-FEWEST = 3  # seeds, of which one is left out
 SAME = ("sampling", "headline", "baseline", "policies", "measures", "prompts")
 OF_A_RUN = (SEED, "trained_on", "scale")  # parts of these that may differ
 RIGHT_AND_WRONG = [[1.0], [1.0], [0.0], [0.0]]  # pseudo-prompts of a share (Agresti and Coull 1998)
@@ -39,18 +47,21 @@ UNCLEAR = "No clear difference in"  # says only which other metrics there are
 VARY = "Seeds vary what is sampled and in which order, not which rows were collected."
 
 Cells = Sequence[Mapping[str, Any]]  # rows of cells (`rows.rows_of`)
+Grid = Mapping[str, Array]  # the values [units, seeds] of each policy by a metric
+Grids = Mapping[str, Grid]  # by metric
 
 
 class CellTable(NamedTuple):
-    """The rows of a table, and sentences on what they rest. compared: the scores of the policies that
-    are compared with the baseline, by the headline.
+    """The rows of a table, and sentences on what they rest. headline: the first metric that the
+    policies learned from least. grid: its values of those that are compared with the baseline.
     """
 
     rows: Sequence[Row]
     seeds: Sequence[int]
     notes: Sequence[str]
     headline: str
-    compared: Scores
+    measure: Measure
+    grid: Grid
 
 
 def table_of(cells: Cells, stage: str) -> CellTable:
@@ -79,22 +90,37 @@ def table_of(cells: Cells, stage: str) -> CellTable:
     baseline = of_first[first["baseline"] or first["policies"][-1]]
     columns = dict.fromkeys(chain.from_iterable(own.values() for own in names.values()))
     others = [name for name in columns if name not in (baseline, BASE)]
-    rows, headline = compared(scores, baseline, others), first["headline"]
-    grid = _grid(scores, headline)
-    if len(seeds) == 1:
+    grids = _grids(scores) if len(seeds) > 1 else {}
+    rows = adjusted(compared(scores, baseline, others, grids), of_cells=True)
+    deciders = dict[str, list[str]]()
+    for policy, place in deciding(rows).items():
+        deciders.setdefault(rows[place].metric, []).append(policy)
+    headline = _headline(rows, deciders) or first["headline"]
+    measure, grid = scores.measures[headline], grids.get(headline, {})
+    if not grids:
         notes += [f"one seed, {seeds[0]}: the intervals are over prompts only"]
-    elif others:
-        notes += _visible(grid, scores.measures[headline], headline, baseline, others)
-    notes += _best(scores, headline, baseline, others)
+    for metric, own in deciders.items() if grids else ():
+        gaps = np.stack([grids[metric][name] - grids[metric][baseline] for name in own])
+        notes += _visible(gaps, scores.measures[metric], metric, ERROR / len(others))
+    notes += _best(scores, headline, baseline, others, grids)
     varied = [name for name in others if name not in first["policies"]] or others
-    notes += apart(scores, headline, varied[:1], varied[1:])
+    notes += apart(scores, headline, varied[:1], varied[1:], grids)
     for key, numbers in numbers_of([one["values"] for one in cells], SEED).items():
         last = first["policies"][-1]
         at = {names[variant][last]: number for variant, number in numbers.items()}
-        notes += trend(grid, at, key, headline, bool(scores.measures[headline].percent))
-    heads = [one for one in _by(scores, headline).rows if one.policy in others]
-    rows = [*adjusted(rows, of_cells=True), *_costs(whole, names)]
-    return CellTable(rows, seeds, notes, headline, Scores(scores.measures, heads))
+        told = grid, at, key, headline, bool(measure.percent)
+        notes += [*trend(*told), *turn(*told, measure.lower)]
+    grid = {name: own for name, own in grid.items() if name in others}
+    return CellTable([*rows, *_costs(whole, names)], seeds, notes, headline, measure, grid)
+
+
+def _headline(rows: Sequence[Row], metrics: Iterable[str]) -> str | None:
+    """The metric, of those that decide for a policy, that all have learned from least."""
+    learned = dict.fromkeys(metrics, 0)
+    for row in filter(decides, rows):
+        if row.metric in learned:
+            learned[row.metric] = max(learned[row.metric], TRUST.index(row.trained_on))
+    return min(learned, key=learned.__getitem__, default=None)
 
 
 def difference(one: Any, other: Any, names: Sequence[str] = SAME) -> str:
@@ -175,41 +201,51 @@ def _costs(variants: Mapping[str, Cells], names: Mapping[str, Mapping[str, str]]
 # The comparison
 
 
-def compared(scores: Scores, baseline: str, names: Sequence[str]) -> list[Row]:
-    """The rows of an evaluation, with intervals over prompts, and over seeds if there are several."""
+def compared(
+    scores: Scores, baseline: str, names: Sequence[str], grids: Grids | None = None
+) -> list[Row]:
+    """The rows of an evaluation, with intervals over prompts, and over seeds if there are several.
+    grids: by metric (`_grids`), which one seed does not need.
+    """
     rows = compare(scores, baseline, names)
-    if len({score.seed for score in scores.rows}) == 1:
+    if not grids:
         return rows
     found = list[Row]()
     for metric in dict.fromkeys(row.metric for row in rows):
         own = [row for row in rows if row.metric == metric]
-        found += _over_seeds(own, scores.measures[metric], _grid(scores, metric))
+        found += _over_seeds(own, scores.measures[metric], grids[metric])
     return found
 
 
 def apart(
-    scores: Scores, metric: str, baselines: Sequence[str], names: Sequence[str]
+    scores: Scores,
+    metric: str,
+    baselines: Sequence[str],
+    names: Sequence[str],
+    grids: Grids | None = None,
 ) -> Iterator[str]:
-    """How far policies are from another one by a metric, in words."""
+    """How far policies are from another one by a metric, in words. See `compared`."""
     own = _by(scores, metric)
     for baseline in baselines:
-        for row in compared(own, baseline, names):
+        for row in compared(own, baseline, names, grids):
             if row.difference:
                 text = estimate_text(row.difference, sign=True, percent=row.percent)
                 yield f"{row.policy} against {baseline}: {text} in {metric}, not adjusted"
 
 
-def _best(scores: Scores, metric: str, baseline: str, names: Sequence[str]) -> Iterator[str]:
+def _best(
+    scores: Scores, metric: str, baseline: str, names: Sequence[str], grids: Grids | None
+) -> Iterator[str]:
     """The policy that is clearly better than each other one by a metric, if there is one (Hsu 1984,
     "Constrained simultaneous confidence intervals for multiple comparisons with the best").
     """
     own, gains = _by(scores, metric), dict[str, float]()
-    for row in compared(own, baseline, names if len(names) > 1 else ()):
+    for row in compared(own, baseline, names if len(names) > 1 else (), grids):
         if row.direction:  # compared, and not equal
             gains[row.policy] = row.direction * abs(row.difference["mean"])
     for best in sorted(gains, key=gains.__getitem__)[-1:]:  # no other one can be
         others = [name for name in (baseline, *names) if name != best]
-        rows = [row for row in compared(own, best, others) if row.baseline == best]
+        rows = [row for row in compared(own, best, others, grids) if row.baseline == best]
         p_values = {row.policy: row.difference["p"] for row in rows}
         if (
             all(row.direction == -1 for row in rows)
@@ -227,30 +263,33 @@ def choice(tuning: CellTable, shown: CellTable, step: str) -> Iterator[str]:
     """What choosing a variant gains: for each seed, the one that is best by the tuning step with the
     other seeds. A choice that is scored by what it was made by looks too good.
     """
-    seeds, (by, scored) = (
-        shown.seeds,
-        (_grid(one.compared, one.headline) for one in (tuning, shown)),
-    )
+    seeds, by, scored, measure = shown.seeds, tuning.grid, shown.grid, shown.measure
     if len(seeds) < FEWEST or len(scored) < 2 or tuning.seeds != seeds or [*by] != [*scored]:
         return
-    measure, names = shown.compared.measures[shown.headline], list[str]()
-    for at in range(len(seeds)):
-        means = {name: float(np.delete(own, at, 1).mean()) for name, own in by.items()}
-        names.append((min if measure.lower else max)(means, key=means.__getitem__))
+    places, every = chosen(np.stack([*by.values()]), measure.lower), [*by]
+    names = [every[place] for place in places]
     values = np.stack([scored[name][:, at] for at, name in enumerate(names)], 1)
     found = estimate_text(_mean(values, _of_shares(measure)), percent=bool(measure.percent))
     counts = ", ".join(f"{name} {count}x" for name, count in Counter(names).most_common())
     yield f"chosen by {step} with the other seeds ({counts}): {found} in {shown.headline}"
 
 
-def _grid(scores: Scores, metric: str) -> dict[str, Array]:
-    """The values [units, seeds] of each policy by a metric, where all have one. What was drawn
-    together, such as the questions about one passage, is one unit (`statistics.clustered`).
+def _grids(scores: Scores) -> Grids:
+    """The values of each policy by each metric."""
+    known = dict[str, list[Score]]()
+    for one in scores.rows:
+        known.setdefault(one.metric, []).append(one)
+    return {metric: _grid(rows) for metric, rows in known.items()}
+
+
+def _grid(rows: Iterable[Score]) -> dict[str, Array]:
+    """The values of each policy by one metric, where all have one. What was drawn together, such as
+    the questions about one passage, is one unit (`statistics.clustered`).
     """
     places, columns = dict[str, dict[tuple[str, int], float]](), dict[str, dict[int, None]]()
     unit_of = dict[str, Any]()
-    for one in scores.rows:
-        if one.metric == metric and one.value is not None:
+    for one in rows:
+        if one.value is not None:
             places.setdefault(one.prompt, {})[one.policy, one.seed] = one.value
             columns.setdefault(one.policy, {})[one.seed] = None
             unit_of[one.prompt] = one.unit
@@ -268,11 +307,15 @@ def _grid(scores: Scores, metric: str) -> dict[str, Array]:
 
 def _over_seeds(rows: Sequence[Row], measure: Measure, grid: Mapping[str, Array]) -> list[Row]:
     """The rows of one metric, with intervals over prompts and seeds."""
-    gaps = {row.policy: grid[row.policy] - grid[row.baseline] for row in rows if row.baseline}
+    gaps = dict[str, Array]()
+    for row in rows:
+        if row.baseline in grid and row.policy in grid:
+            gaps[row.policy] = grid[row.policy] - grid[row.baseline]
     differences = _differences(gaps, _of_shares(measure)) if gaps else {}
     found = list[Row]()
     for row in rows:
-        row = replace(row, estimate=_mean(grid[row.policy], _of_shares(measure)))
+        if row.policy in grid:
+            row = replace(row, estimate=_mean(grid[row.policy], _of_shares(measure)))
         if own := differences.get(row.policy):
             row = replace(row, difference=own, equal_length={}, win_rate={}, counts="")
         found.append(row)
@@ -319,15 +362,12 @@ def _differences(gaps: Mapping[str, Array], of_shares: bool) -> dict[str, dict[s
     return differences
 
 
-def _visible(
-    grid: Mapping[str, Array], measure: Measure, metric: str, baseline: str, names: Sequence[str]
-) -> list[str]:
+def _visible(gaps: Array, measure: Measure, metric: str, level: float) -> list[str]:
     """The smallest difference that the table could see, as a range, because few seeds say little of
-    what seeds add; and what lowers it. grid: see `_grid`.
+    what seeds add; and what lowers it. gaps: [policies, units, seeds].
     """
-    gaps = np.stack([grid[name] - grid[baseline] for name in names])
     found = crossed.intervals(gaps, _of_shares(measure)).parts
-    least, _, most = crossed.visible(found, ERROR / len(gaps))
+    least, _, most = crossed.visible(found, level)
     prompts, seeds, rest = (float(one.mean()) for one in (found.prompts, found.seeds, found.rest))
     what = "four times as many prompts about halve that"
     if seeds - rest > LARGE * (prompts + seeds - rest):

@@ -140,6 +140,19 @@ def decides(row: Row) -> bool:
     return row.tested and row.kind in RATED and row.baseline not in ("", BASE_MODEL)
 
 
+def deciding(rows: Sequence[Row]) -> dict[str, int]:
+    """The place of the row that decides for each policy: the first by a metric that it learned from
+    least.
+    """
+    found = dict[str, int]()
+    for place, row in enumerate(rows):
+        if decides(row) and row.difference.get("mean") is not None:
+            known = rows[found.setdefault(row.policy, place)]
+            if TRUST.index(row.trained_on) < TRUST.index(known.trained_on):
+                found[row.policy] = place
+    return found
+
+
 def adjusted(rows: Sequence[Row], of_cells: bool = False) -> list[Row]:
     """All tested rows of an evaluation, or of a table of cells, with adjusted p values, each
     direction with half of the error.
@@ -148,25 +161,22 @@ def adjusted(rows: Sequence[Row], of_cells: bool = False) -> list[Row]:
     Cells share it equally, and one that passes by that metric has its share for the others (Holm
     1979). Among losses, all weigh the same, or an even headline would hide what else got worse.
     """
-    gains, losses, policies = dict[int, float](), dict[int, float](), dict[str, list[int]]()
+    gains, losses, heads = dict[int, float](), dict[int, float](), deciding(rows)
+    others = dict[str, dict[int, float]]()
     for place, row in enumerate(rows):
         if row.tested and row.difference.get("mean") is not None:
             p = row.difference["p"]
             gains[place] = p if row.direction == 1 else 1.0
             losses[place] = p if row.direction == -1 else 1.0
-            if decides(row):
-                policies.setdefault(row.policy, []).append(place)
-    heads = list[int]()
-    for own in policies.values():
-        heads.append(min(own, key=lambda place: TRUST.index(rows[place].trained_on)))
+            if decides(row) and place != heads[row.policy]:
+                others.setdefault(row.policy, {})[place] = gains[place]
     better, worse = dict[int, float](), holm(losses)
     if of_cells:
-        for head, own in zip(heads, policies.values(), strict=True):
-            others = holm({place: gains[place] for place in own if place != head})
-            for place, p in {head: 0.0, **others}.items():
-                better[place] = min(1.0, len(policies) * max(gains[head], p))
+        for policy, head in heads.items():
+            for place, p in {head: 0.0, **holm(others.get(policy, {}))}.items():
+                better[place] = min(1.0, len(heads) * max(gains[head], p))
     else:
-        better = holm(gains, [None, *heads][-1])
+        better = holm(gains, [None, *heads.values()][-1])
     found = list[Row]()
     for place, row in enumerate(rows):
         sides = {1: better, -1: worse, 0: dict.fromkeys(gains, 1.0)}

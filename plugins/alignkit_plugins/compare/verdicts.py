@@ -20,9 +20,9 @@ from alignkit_plugins.compare.rows import (
     PAIRS,
     RATED,
     TRUNCATED,
-    TRUST,
     Row,
     decides,
+    deciding,
     rows_in,
 )
 from alignkit_plugins.text.readable import bounds, estimate_text, mapping
@@ -78,7 +78,7 @@ def _verdict(rows: Sequence[Row], policy: str) -> PolicyVerdict:
         baseline = next(row.baseline for row in own if decides(row))
         text = f"{policy} and {baseline} cannot be compared: no prompt has a score for both."
         return PolicyVerdict(policy, baseline, "", "unknown", [text])
-    head = min(against, key=lambda row: TRUST.index(row.trained_on))
+    head = own[deciding(own)[policy]]
     sides: dict[Any, list[Row]] = {1: [], -1: [], 0: []}
     below = list[Row]()
     for row in own:
