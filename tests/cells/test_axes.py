@@ -18,6 +18,7 @@ none: [~stages.align]
 MADE = r"""
 seed=3..5                        | seed=3 seed=4 seed=5           | seed=5
 seed=-1..0                       | seed=-1 seed=0                 | seed=0
+seed=3..5,9                      | seed=3 seed=4 seed=5 seed=9    | seed=9
 a.b=1e-4,3e-4                    | b=1e-4 b=3e-4                  | a.b=3e-4
 a.b=x c.b=y,z                    | a.b=x,c.b=y a.b=x,c.b=z        | a.b=x c.b=z
 a=ppo,{ppo:{clip:[1,2]}}         | a=ppo a=ppo-clip-1-2-f86eee    | a={ppo:{clip:[1,2]}}
@@ -33,7 +34,9 @@ a=1,,2                           | expected values of YAML
 a={x                             | expected values of YAML
 a=1,1                            | the value 1 is there twice
 a=1 a=2                          | there are two axes of this key
-a=none.yaml                      | no such file: none.yaml
+a=ww.yaml                        | no such file: ww.yaml\n.*did you mean 'w.yaml'
+seed=3..5,4                      | the value 4 is there twice
+a=1..99999999999                 | more than 10,000 cells
 a=w.yaml                         | w.yaml: x: expected overrides
 a=1..200 b=1..200                | more than 10,000 cells
 """

@@ -41,7 +41,7 @@ def recipe() -> Path:
 
 
 REFUSED = """
-    --each stages.more.max_steps=1,9x | max_steps
+    --each stages.more.max_steps=1,9x | in cell max_steps=9x
     --jobs 2                          | --jobs says which cells run
     --part 1/2                        | add --each KEY=VALUES
 """

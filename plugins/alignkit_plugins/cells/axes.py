@@ -8,14 +8,14 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from alignkit.errors import refuse
+from alignkit.errors import did_you_mean, refuse
 from alignkit.io.digest import digest
 from alignkit.recipe.yaml import plain_data
 
@@ -78,6 +78,8 @@ def _axis(word: str) -> Axis:
         if value in values:
             refuse(f"--each {key}: the value {value} is there twice", "leave one of them out")
         values[value] = overrides
+        if len(values) > MOST:
+            refuse(f"--each makes more than {MOST:,} cells", "give it fewer values")
     return Axis(key, values)
 
 
@@ -86,27 +88,27 @@ def _values(key: str, text: str) -> Iterator[tuple[str, Sequence[str]]]:
     if Path(text).suffix in (".yaml", ".yml"):
         for name, overrides in _variants(key, Path(text)).items():
             yield _name(name), overrides
-    elif bounds := RANGE.fullmatch(text):
-        low, high = map(int, bounds.groups())
-        if low > high:
-            refuse(f"--each {key}={text}: the range is empty", f"write {key}={high}..{low}")
-        if high - low > MOST:
-            refuse(f"--each makes more than {MOST:,} cells", "give it fewer values")
-        for number in range(low, high + 1):
-            yield str(number), [f"{key}={number}"]
-    else:
-        try:
-            parts = list(_parts(text))
-        except yaml.YAMLError:
-            refuse(f"--each {key}={text}: expected values of YAML", f"for example: {EXAMPLE}")
-        for part in parts:
-            yield _name(part), [f"{key}={part}"]
+        return
+    try:
+        parts = list(_parts(text))
+    except yaml.YAMLError:
+        refuse(f"--each {key}={text}: expected values of YAML", f"for example: {EXAMPLE}")
+    for part in parts:
+        values: Iterable[Any] = [part]
+        if bounds := RANGE.fullmatch(part):
+            low, high = map(int, bounds.groups())
+            if low > high:
+                refuse(f"--each {key}={part}: the range is empty", f"write {key}={high}..{low}")
+            values = range(low, high + 1)
+        for value in values:
+            yield _name(str(value)), [f"{key}={value}"]
 
 
 def _variants(key: str, file: Path) -> dict[str, Sequence[str]]:
     """The overrides of each variant in a file: of a mapping, a key each, or a list of texts."""
     if not file.is_file():
-        refuse(f"--each {key}: no such file: {file}")
+        others = [one.name for one in file.parent.glob("*.y*ml")]
+        refuse(f"--each {key}: no such file: {file}", did_you_mean(file.name, others))
     try:
         found = plain_data(file.read_text(encoding="utf-8"), str(file))
     except UnicodeDecodeError:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
 
-from alignkit.errors import RunFailed, refuse
+from alignkit.errors import RecipeError, RunFailed, refuse
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
@@ -71,8 +71,13 @@ def chosen_cells(
     load: Load, words: Sequence[str], part: str = ""
 ) -> tuple[Sequence[Cell], dict[str, Recipe]]:
     """The cells of a part, and the recipes of all by address. Raises RecipeError."""
-    every = cells_of(words)
-    recipes = {cell.address: load(cell.overrides) for cell in every}
+    every, recipes = cells_of(words), dict[str, Recipe]()
+    for cell in every:
+        try:
+            recipes[cell.address] = load(cell.overrides)
+        except RecipeError as error:
+            error.add_note(f"in cell {cell.address}")
+            raise
     _check_different(recipes)
     return _share(every, part), recipes
 
