@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_equal_cells_get_few_claims_and_the_printed_difference_is_seen(
     assert 0.65 < claims(setting._replace(gain=likely), 250, random).seen < 0.95
 
 
-def cell(variant: str, seed: int, scores: dict[str, list[float]], **more: Any) -> dict[str, Any]:
+def cell(variant: str, seed: int, scores: Mapping[str, list[float]]) -> dict[str, Any]:
     """A cell of `right`, whose baseline is always wrong in the first half of the prompts."""
     count = len(next(iter(scores.values())))
     baseline = {name: [float(at >= count // 2) for at in range(count)] for name in scores}
@@ -87,7 +88,7 @@ def cell(variant: str, seed: int, scores: dict[str, list[float]], **more: Any) -
         "seed": seed,
         "base": "one recipe",
         "stages": {"align": {"seconds": 60.0 * seed}},
-        "evaluations": {"report": {**evaluation, **more}},
+        "evaluations": {"report": evaluation},
     }
 
 
@@ -99,16 +100,30 @@ def shifted(seed: int) -> list[float]:
     return [float((at + seed) % 2) for at in range(40)]
 
 
+def made(scores: Mapping[str, Any], *seeds: int) -> list[dict[str, Any]]:
+    """The cells of variants. scores: by metric; or of `right`, also by seed."""
+    found = list[dict[str, Any]]()
+    for variant, own in scores.items():
+        for seed in seeds or (3, 4, 5):
+            right = own(seed) if callable(own) else own
+            every = right if isinstance(right, Mapping) else {"right": right}
+            found.append(cell(variant, seed, every))
+    return found
+
+
+def report_of(one: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = one["evaluations"]["report"]
+    return found
+
+
 def test_a_table_names_variants_and_claims_by_direction() -> None:
-    cells = [
-        cell(variant, seed, {"right": right(seed), "refused": refused(seed)})
-        for variant, right, refused in (
-            ("ppo", lambda seed: ALL, lambda seed: HALF),
-            ("grpo", lambda seed: HALF, lambda seed: ALL),
-            ("even", shifted, lambda seed: HALF),
-        )
-        for seed in (3, 4, 5)
-    ]
+    cells = made(
+        {
+            "ppo": {"right": ALL, "refused": HALF},
+            "grpo": {"right": HALF, "refused": ALL},
+            "even": lambda seed: {"right": shifted(seed), "refused": HALF},
+        }
+    )
     table = table_of(cells, "report")
     clear = {(row.policy, row.metric): row.clear for row in table.rows if row.baseline}
     assert clear == {
@@ -129,14 +144,11 @@ def test_a_table_names_variants_and_claims_by_direction() -> None:
 
 def test_variants_of_the_only_policy_are_compared_with_the_first() -> None:
     """Also where all values are alike, which says nothing of others."""
-    cells = []
-    for variant, own in (("ppo", HALF), ("grpo", ALL)):
-        for seed in (3, 4, 5):
-            made = cell(variant, seed, {"right": own}, baseline=None, policies=["align"])
-            scores = made["evaluations"]["report"]["scores"]["right"]
-            scores.pop("sft")
-            made["evaluations"]["report"]["measures"]["right"]["scale"]["levels"] = None
-            cells.append(made)
+    cells = made({"ppo": HALF, "grpo": ALL})
+    for one in map(report_of, cells):
+        one.update(baseline=None, policies=["align"])
+        one["scores"]["right"].pop("sft")
+        one["measures"]["right"]["scale"]["levels"] = None
     table = table_of(cells, "report")
     (row,) = (row for row in table.rows if row.baseline)
     assert (row.policy, row.baseline, row.clear) == ("grpo", "ppo", 1)
@@ -145,47 +157,37 @@ def test_variants_of_the_only_policy_are_compared_with_the_first() -> None:
 
 
 def test_one_seed_has_no_interval_over_seeds() -> None:
-    table = table_of([cell("ppo", 3, {"right": ALL})], "report")
+    table = table_of(made({"ppo": ALL}, 3), "report")
     assert table.notes == ["one seed, 3: the intervals are over prompts only"]
 
 
 def test_seeds_that_not_all_have_are_left_out() -> None:
-    cells = [cell("ppo", seed, {"right": ALL}) for seed in (3, 4)]
-    table = table_of([*cells, cell("grpo", 4, {"right": HALF})], "report")
+    table = table_of([*made({"ppo": ALL}, 3, 4), *made({"grpo": HALF}, 4)], "report")
     assert table.seeds == [4] and table.notes[0].endswith("seeds 3")
 
 
-OTHER: Any = {
-    "sampling": {"temperature": 0.5},
-    "prompts": {"right": [["other", 0]] * 40},
-    "headline": "refused",
-    "policies": ["align", "sft"],
-}
+# What differs in the second cell
+REFUSED: Any = [
+    ({"sampling": {"temperature": 0.5}}, "algorithm=grpo do not compare: they differ in sampling"),
+    ({"prompts": {"right": [["other", 0]] * 40}}, "they differ in prompts"),
+    ({"headline": "refused"}, "they differ in headline"),
+    ({"policies": ["align", "sft"]}, "they differ in policies"),
+    ({"base": "before"}, "the recipe has changed between them"),
+    ({"values": {"seed": "3", "algorithm": "ppo"}}, "two folders have different results"),
+    ({"seed": 4}, "no seed in common"),
+]
 
 
-@pytest.mark.parametrize("name", OTHER)
-def test_cells_that_were_measured_in_other_ways_do_not_compare(name: str) -> None:
-    cells = [cell("ppo", 3, {"right": ALL}), cell("grpo", 3, {"right": ALL}, **{name: OTHER[name]})]
-    with pytest.raises(DataError, match=f"algorithm=grpo do not compare: they differ in {name}"):
-        table_of(cells, "report")
-
-
-def test_two_results_of_one_cell_and_no_common_seed_are_refused() -> None:
-    one = cell("ppo", 3, {"right": ALL})
-    with pytest.raises(DataError, match="two folders have different results"):
-        table_of([one, cell("ppo", 3, {"right": HALF})], "report")
-    with pytest.raises(DataError, match="no seed in common"):
-        table_of([one, cell("grpo", 4, {"right": HALF})], "report")
+@pytest.mark.parametrize(("change", "says"), REFUSED)
+def test_cells_that_do_not_compare_are_refused(change: dict[str, Any], says: str) -> None:
+    one, other = made({"ppo": ALL, "grpo": HALF}, 3)
+    (other if change.keys() <= other.keys() else report_of(other)).update(change)
+    with pytest.raises(DataError, match=says):
+        table_of([one, other], "report")
 
 
 def rows_of(cells: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:
     return {(row.policy, row.metric): row for row in table_of(cells, "report").rows}
-
-
-def test_cells_of_a_recipe_that_has_changed_are_refused() -> None:
-    old = {**cell("ppo", 4, {"right": ALL}), "base": "before"}
-    with pytest.raises(DataError, match="the recipe has changed between them"):
-        table_of([cell("ppo", 3, {"right": ALL}), old], "report")
 
 
 def test_what_is_drawn_together_is_one_prompt_and_keeps_the_mean() -> None:
@@ -193,19 +195,20 @@ def test_what_is_drawn_together_is_one_prompt_and_keeps_the_mean() -> None:
     for unit in (0, 7):
         prompts = {"right": [[f"p{at}", unit if at < 9 else at + 10] for at in range(12)]}
         values = [1.0] * 9 + [0.0, 1.0, 1.0]
-        cells = [cell("ppo", seed, {"right": values}, prompts=prompts) for seed in (3, 4, 5)]
+        cells = made({"ppo": values})
+        for one in cells:
+            report_of(one)["prompts"] = prompts
         row = rows_of(cells)["ppo", "right"]
         assert row.estimate["mean"] == pytest.approx(11 / 12) and row.difference["n"] == 4
         assert row.clear == 0
 
 
+CALLED = {"base": ALL, "sft": HALF}
+
+
 def test_a_variant_that_is_called_as_a_policy_keeps_its_own_numbers() -> None:
-    cells = [cell(name, 3, {"right": own}) for name, own in (("base", ALL), ("sft", HALF))]
-    rows = rows_of(cells)
-    assert rows["align base", "right"].estimate["mean"] == 1.0
-    assert (
-        rows["align sft", "right"].estimate["mean"] == rows["sft", "right"].estimate["mean"] == 0.5
-    )
+    means = {name: row.estimate["mean"] for (name, _), row in rows_of(made(CALLED, 3)).items()}
+    assert means == {"align base": 1.0, "align sft": 0.5, "sft": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -216,13 +219,15 @@ def test_a_variant_that_learned_from_the_metric_is_no_proof(
     learned: set[str], named: list[str]
 ) -> None:
     """The verdicts, and what the table could see, are of the same metrics."""
-    made = list[Any]()
-    for name in ("ppo", "grpo"):
-        for seed in (3, 4):
-            made.append(cell(name, seed, {"right": ALL, "refused": shifted(seed)}))
-            trained_on = made[-1]["evaluations"]["report"]["measures"]["right"]["trained_on"]
-            trained_on["align"] = name in learned
-    found = table_of(made, "report")
+
+    def scores(seed: int) -> dict[str, list[float]]:
+        return {"right": ALL, "refused": shifted(seed)}
+
+    cells = made({"ppo": scores, "grpo": scores}, 3, 4)
+    for one in cells:
+        trained_on = report_of(one)["measures"]["right"]["trained_on"]
+        trained_on["align"] = one["values"]["algorithm"] in learned
+    found = table_of(cells, "report")
     seen = [note.partition(" points in ")[2] for note in found.notes if "could see" in note]
     assert [note.partition(":")[0] for note in seen] == named
     assert [*dict.fromkeys(one.metric for one in verdicts(found.rows))] == named
@@ -233,33 +238,29 @@ def test_a_variant_that_learned_from_the_metric_is_no_proof(
 
 def test_a_metric_that_a_variant_lacks_is_missing() -> None:
     """Such as one whose judge has failed: no number, and no 0."""
-    made = [
-        cell(name, seed, {"right": ALL, "refused": HALF})
-        for name in ("ppo", "grpo")
-        for seed in (3, 4)
-    ]
-    for one in made[2:]:
-        report = one["evaluations"]["report"]
-        report["scores"]["refused"].pop("align")
-        report["missing"] = {"refused": {"align": [1] * 40}}
-    rows = rows_of(made)
+    both = {"right": ALL, "refused": HALF}
+    cells = made({"ppo": both, "grpo": both}, 3, 4)
+    for one in map(report_of, cells[2:]):
+        one["scores"]["refused"].pop("align")
+        one["missing"] = {"refused": {"align": [1] * 40}}
+    rows = rows_of(cells)
     assert ("grpo", "refused") not in rows and rows["grpo", "right"].clear == 1
     assert rows["ppo", "refused"].estimate["mean"] == 0.5
 
 
 def test_a_few_equal_differences_are_not_certain() -> None:
-    cells = [cell("ppo", seed, {"right": [0.5, 1.5]}) for seed in (3, 4)]
-    for one in cells:
-        one["evaluations"]["report"]["measures"]["right"]["scale"] = None
+    cells = made({"ppo": [0.5, 1.5]}, 3, 4)
+    for one in map(report_of, cells):
+        one["measures"]["right"]["scale"] = None
     row = rows_of(cells)["ppo", "right"]
     assert row.difference["p"] == 0.5 and row.clear == 0
 
 
 def test_a_composite_of_metrics_on_the_same_prompts_is_no_surer_than_one() -> None:
     right = [float(at % 3 == 0) for at in range(40)]
-    cells = [cell("ppo", seed, {"right": right, "again": right}) for seed in (3, 4)]
+    cells = made({"ppo": {"right": right, "again": right}}, 3, 4)
     for one in cells:
-        measures = one["evaluations"]["report"]["measures"]
+        measures = report_of(one)["measures"]
         parts = {"right": 0.5, "again": 0.5}
         measures["both"] = {**measures["right"], "scale": None, "parts": parts}
     rows = rows_of(cells)
@@ -269,29 +270,19 @@ def test_a_composite_of_metrics_on_the_same_prompts_is_no_surer_than_one() -> No
 
 
 def test_the_best_is_better_than_each_other_one() -> None:
-    def cells(second: float) -> list[dict[str, Any]]:
-        near = [float(at % 40 >= second) for at in range(40)]
-        variants = {"ppo": ALL, "grpo": near, "rloo": HALF}
-        return [
-            cell(name, seed, {"right": own}) for name, own in variants.items() for seed in (3, 4, 5)
-        ]
-
-    said = "ppo is better than each other policy in right."
-    assert said in table_of(cells(20), "report").notes
-    assert said not in table_of(cells(2), "report").notes  # than grpo, not for sure
+    for worse in (20, 2):  # with 2, it is not better than grpo for sure
+        near = [float(at >= worse) for at in range(40)]
+        table = table_of(made({"ppo": ALL, "grpo": near, "rloo": HALF}), "report")
+        assert ("ppo is better than each other policy in right." in table.notes) == (worse == 20)
 
 
 def test_a_setting_is_scored_where_it_was_not_chosen() -> None:
     """Each is best with one seed, at the tuning prompts only; with the others, the other one is."""
-    tuning, shown = list[dict[str, Any]](), list[dict[str, Any]]()
-    for seed, tuned, scored in (
-        (3, (ALL, HALF), (HALF, ALL)),
-        (4, (HALF, ALL), (HALF, ALL)),
-        (5, (HALF, ALL), (ALL, HALF)),
-    ):
-        for name, own, other in zip(("slow", "fast"), tuned, scored, strict=True):
-            tuning.append(cell(name, seed, {"right": own}))
-            shown.append(cell(name, seed, {"right": other}))
+    by_seed = {3: ALL, 4: HALF, 5: HALF}, {3: HALF, 4: HALF, 5: ALL}
+    tuning, shown = (
+        made({"slow": own.get, "fast": lambda seed, own=own: HALF if own[seed] is ALL else ALL})
+        for own in by_seed
+    )
     # Chosen for seed 3: fast, as with 4 and 5; for 4 and 5: each has one, so that the first is
     tables = table_of(tuning, "report"), table_of(shown, "report")
     (text,) = choice(*tables, "tuning")
@@ -302,9 +293,9 @@ def test_a_setting_is_scored_where_it_was_not_chosen() -> None:
 
 def test_a_policy_is_known_by_its_stage_and_by_the_seeds_that_all_have() -> None:
     """Scores of the same answers differ by rounding."""
-    cells = [cell(name, seed, {"right": ALL}) for name in ("ppo", "grpo") for seed in (3, 4)]
+    cells = made({"ppo": ALL, "grpo": ALL}, 3, 4)
     for one in cells[1:]:  # one grpo is not there
         one["stages"] = {"sft": {"hash": f"of {one['seed']}"}, "align": {"hash": str(one)}}
-        one["evaluations"]["report"]["scores"]["right"]["sft"] = [0.5 + 1e-9 * len(str(one))] * 40
+        report_of(one)["scores"]["right"]["sft"] = [0.5 + 1e-9 * len(str(one))] * 40
     cells[0]["stages"] = {"sft": {"hash": "of 3"}, "align": {"hash": "another"}}
     assert {row.policy for row in table_of(cells[:3], "report").rows} == {"sft", "ppo", "grpo"}

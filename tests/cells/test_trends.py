@@ -9,7 +9,7 @@ from alignkit_plugins.cells import crossed
 from alignkit_plugins.cells.table import table_of
 from alignkit_plugins.cells.trends import numbers_of, slope, trend, turn
 from benchmarks.tables import Setting, drawn
-from tests.cells.test_table import ALL, HALF, cell, shifted
+from tests.cells.test_table import ALL, HALF, made, shifted
 from tests.rows import cells
 
 RATES = {"slow": 1e-4, "middle": 2e-4, "fast": 1e-3}
@@ -109,13 +109,9 @@ def test_a_trend_needs_three_numbers(values: str, known: str) -> None:
 
 
 def test_a_table_says_it() -> None:
-    made = [
-        cell(value, seed, {"right": scores})
-        for seed in (3, 4, 5)
-        for value, scores in (("0", HALF), ("1", shifted(seed)), ("2", ALL), ("3", ALL))
-    ]
-    notes = "\n".join(table_of(made, "report").notes)
+    every = made({"0": HALF, "1": shifted, "2": ALL, "3": ALL})
+    notes = "\n".join(table_of(every, "report").notes)
     assert "right rises: +20 points [" in notes
     assert "right has no clear turning point in algorithm" in notes
-    words = [one for one in made if one["values"]["algorithm"] in ("0", "1")]
+    words = [one for one in every if one["values"]["algorithm"] in ("0", "1")]
     assert "for each" not in "\n".join(table_of(words, "report").notes)
