@@ -168,7 +168,10 @@ def test_seeds_that_not_all_have_are_left_out() -> None:
 
 # What differs in the second cell
 REFUSED: Any = [
-    ({"sampling": {"temperature": 0.5}}, "algorithm=grpo do not compare: they differ in sampling"),
+    (
+        {"sampling": {"temperature": 0.5}},
+        "algorithm=grpo do not compare: they differ in sampling .temperature: 1.0 -> 0.5.",
+    ),
     ({"prompts": {"right": [["other", 0]] * 40}}, "they differ in prompts"),
     ({"headline": "refused"}, "they differ in headline"),
     ({"policies": ["align", "sft"]}, "they differ in policies"),

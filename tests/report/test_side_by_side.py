@@ -126,7 +126,7 @@ def test_kept_answers_change_no_byte(
 
 # The part of a row that has another value, and what is said of it
 OTHER = """
-    evaluations report sampling temperature | sampling
+    evaluations report sampling temperature | sampling (temperature: 0.7 -> 7)
     evaluations report measured metrics     | metrics
     evaluations report measured helpful     | helpful
     evaluations report prompts length       | prompts

@@ -16,7 +16,9 @@ import numpy as np
 from alignkit.contract.report import Block, Report
 from alignkit.errors import DataError
 from alignkit.evaluation import statistics
+from alignkit.io.text import listed
 from alignkit_plugins.cells import crossed
+from alignkit_plugins.cells.changes import change_in_words, changes
 from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.cells.rows import MACHINE, rows_of, scores_in
 from alignkit_plugins.cells.trends import FEWEST, chosen, numbers_of, trend, turn
@@ -36,6 +38,7 @@ from alignkit_plugins.compare.verdicts import MORE, verdicts
 from alignkit_plugins.text.readable import estimate_text
 
 SEED, BASE = "seed", "base"
+READABLE = ("sampling", "policies")  # parts of evaluations that are short
 SAME = ("sampling", "headline", "baseline", "policies", "measures", "prompts")
 OF_A_RUN = (SEED, "trained_on", "scale")  # parts of these that may differ
 RIGHT_AND_WRONG = [[1.0], [1.0], [0.0], [0.0]]  # pseudo-prompts of a share (Agresti and Coull 1998)
@@ -128,7 +131,11 @@ def difference(one: Any, other: Any, names: Sequence[str] = SAME) -> str:
     do.
     """
     for name in names:
-        if _comparable(one.get(name)) != _comparable(other.get(name)):
+        ours, theirs = _comparable(one.get(name)), _comparable(other.get(name))
+        if ours != theirs and name in READABLE:
+            words = listed(list(map(change_in_words, changes(ours, theirs))))
+            return f"they differ in {name} ({words})"
+        if ours != theirs:
             return f"they differ in {name}"
     return ""
 
@@ -148,7 +155,8 @@ def _check_same(cells: Cells, stage: str) -> None:
             help = "run all of them again, or delete the files of the older ones in RUN/cells"
             raise DataError(f"{text}: the recipe has changed between them\nhelp: {help}")
         if why := difference(first["evaluations"][stage], one["evaluations"][stage]):
-            raise DataError(f"{text}: {why}")
+            help = "run those of one way of measuring into a folder of their own, by --out"
+            raise DataError(f"{text}: {why}\nhelp: {help}")
 
 
 def _address(one: Mapping[str, Any]) -> str:
