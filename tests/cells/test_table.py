@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -231,8 +232,7 @@ def test_a_variant_that_learned_from_the_metric_is_no_proof(
         trained_on = report_of(one)["measures"]["right"]["trained_on"]
         trained_on["align"] = one["values"]["algorithm"] in learned
     found = table_of(cells, "report")
-    seen = [note.partition(" points in ")[2] for note in found.notes if "could see" in note]
-    assert [note.partition(":")[0] for note in seen] == named
+    assert re.findall(r"could see .* in (\w+):", "\n".join(found.notes)) == named
     assert [*dict.fromkeys(one.metric for one in verdicts(found.rows))] == named
     assert found.headline == named[-1] and f"in {named[-1]}, not adjusted" in found.notes[-1]
     rows = {row.policy: row.trained_on for row in found.rows if row.metric == "right"}
