@@ -239,13 +239,14 @@ def test_a_variant_that_learned_from_the_metric_is_no_proof(
     assert [rows[name] for name in ("ppo", "grpo")] == ["ppo" in learned, "grpo" in learned]
 
 
-def test_a_metric_that_a_variant_lacks_is_missing() -> None:
+@pytest.mark.parametrize("column", ["sampling", "measures", "prompts"])
+def test_a_metric_that_a_variant_lacks_is_missing(column: str) -> None:
     """Such as one whose judge has failed: no number, and no 0."""
     both = {"right": ALL, "refused": HALF}
     cells = made({"ppo": both, "grpo": both}, 3, 4)
     for one in map(report_of, cells[2:]):
         one["scores"]["refused"].pop("align")
-        one["missing"] = {"refused": {"align": [1] * 40}}
+        one[column].pop("refused", None)
     rows = rows_of(cells)
     assert ("grpo", "refused") not in rows and rows["grpo", "right"].clear == 1
     assert rows["ppo", "refused"].estimate["mean"] == 0.5

@@ -38,6 +38,7 @@ from alignkit_plugins.compare.verdicts import MORE, verdicts
 from alignkit_plugins.text.readable import estimate_text
 
 SEED, BASE = "seed", "base"
+BY_METRIC = ("measures", "prompts")
 READABLE = ("sampling", "policies")  # parts of evaluations that are short
 SAME = ("sampling", "headline", "baseline", "policies", "measures", "prompts")
 OF_A_RUN = (SEED, "trained_on", "scale")  # parts of these that may differ
@@ -132,6 +133,9 @@ def difference(one: Any, other: Any, names: Sequence[str] = SAME) -> str:
     """
     for name in names:
         ours, theirs = _comparable(one.get(name)), _comparable(other.get(name))
+        if name in BY_METRIC:  # which one of them may lack
+            shared = ours.keys() & theirs.keys()
+            ours, theirs = ({key: own[key] for key in shared} for own in (ours, theirs))
         if ours != theirs and name in READABLE:
             words = listed(list(map(change_in_words, changes(ours, theirs))))
             return f"they differ in {name} ({words})"
@@ -254,11 +258,8 @@ def _best(
     for best in sorted(gains, key=gains.__getitem__)[-1:]:  # no other one can be
         others = [name for name in (baseline, *names) if name != best]
         rows = [row for row in compared(own, best, others, grids) if row.baseline == best]
-        p_values = {row.policy: row.difference["p"] for row in rows}
-        if (
-            all(row.direction == -1 for row in rows)
-            and max(p_values.values()) * len(rows) < 2 * ERROR
-        ):
+        worse = [row.difference["p"] for row in rows if row.direction == -1]
+        if len(worse) == len(others) and max(worse) * len(rows) < 2 * ERROR:
             yield f"{best} is better than each other policy in {metric}."
 
 
