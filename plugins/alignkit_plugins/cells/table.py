@@ -22,16 +22,7 @@ from alignkit_plugins.cells.changes import change_in_words, changes
 from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.cells.rows import MACHINE, rows_of, scores_in
 from alignkit_plugins.cells.trends import FEWEST, chosen, numbers_of, trend, turn
-from alignkit_plugins.compare.rows import (
-    ANSWERS,
-    MINUTES,
-    TRUST,
-    Row,
-    adjusted,
-    decides,
-    deciding,
-    plain,
-)
+from alignkit_plugins.compare.rows import ANSWERS, MINUTES, Row, adjusted, deciding, plain
 from alignkit_plugins.compare.scores import Measure, Score, Scores, compare
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.compare.verdicts import MORE, verdicts
@@ -96,10 +87,11 @@ def table_of(cells: Cells, stage: str) -> CellTable:
     others = [name for name in columns if name not in (baseline, BASE)]
     grids = _grids(scores) if len(seeds) > 1 else {}
     rows = adjusted(compared(scores, baseline, others, grids), of_cells=True)
-    deciders = dict[str, list[str]]()
-    for policy, place in deciding(rows).items():
-        deciders.setdefault(rows[place].metric, []).append(policy)
-    headline = _headline(rows, deciders) or first["headline"]
+    deciders, headline = dict[str, list[str]](), first["headline"]
+    # A policy is judged by the first metric of those that it learned from least, and all by the last
+    for place in sorted(deciding(rows).values()):
+        headline = rows[place].metric
+        deciders.setdefault(headline, []).append(rows[place].policy)
     measure, grid = scores.measures[headline], grids.get(headline, {})
     if not grids:
         notes += [f"one seed, {seeds[0]}: the intervals are over prompts only"]
@@ -112,19 +104,11 @@ def table_of(cells: Cells, stage: str) -> CellTable:
     for key, numbers in numbers_of([one["values"] for one in cells], SEED).items():
         last = first["policies"][-1]
         at = {names[variant][last]: number for variant, number in numbers.items()}
-        told = grid, at, key, headline, bool(measure.percent)
-        notes += [*trend(*told), *turn(*told, measure.lower)]
+        percent = bool(measure.percent)
+        notes += trend(grid, at, key, headline, percent)
+        notes += turn(grid, at, key, headline, percent, measure.lower)
     grid = {name: own for name, own in grid.items() if name in others}
     return CellTable([*rows, *_costs(whole, names)], seeds, notes, headline, measure, grid)
-
-
-def _headline(rows: Sequence[Row], metrics: Iterable[str]) -> str | None:
-    """The metric, of those that decide for a policy, that all have learned from least."""
-    learned = dict.fromkeys(metrics, 0)
-    for row in filter(decides, rows):
-        if row.metric in learned:
-            learned[row.metric] = max(learned[row.metric], TRUST.index(row.trained_on))
-    return min(learned, key=learned.__getitem__, default=None)
 
 
 def difference(one: Any, other: Any, names: Sequence[str] = SAME) -> str:

@@ -116,7 +116,9 @@ def chosen(values: Array, lower: bool) -> list[int]:
 
 
 def _half(count: int) -> Any:
-    """Which prompts choose: one of each two neighbors, since sources and metrics follow each other."""
+    """The prompts that choose, as a mask: one of each two neighbors, as sources and metrics follow
+    each other.
+    """
     drawn = seeds.stream(0, "turning point").integers(0, 2, count // 2)
     found = np.zeros(count, bool)
     found[2 * np.arange(count // 2) + drawn] = True
