@@ -95,8 +95,8 @@ def table_of(cells: Cells, stage: str) -> CellTable:
     measure, grid = scores.measures[headline], grids.get(headline, {})
     if not grids:
         notes += [f"one seed, {seeds[0]}: the intervals are over prompts only"]
-    for metric, own in deciders.items() if grids else ():
-        gaps = np.stack([grids[metric][name] - grids[metric][baseline] for name in own])
+    for metric, policies in deciders.items() if grids else ():
+        gaps = np.stack([grids[metric][name] - grids[metric][baseline] for name in policies])
         notes += _visible(gaps, scores.measures[metric], metric, ERROR / len(others))
     notes += _best(scores, headline, baseline, others, grids)
     varied = [name for name in others if name not in first["policies"]] or others
