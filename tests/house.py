@@ -45,10 +45,10 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 201_240
-  alignkit and plugins: 331_000
-  all Python but tests: 432_900
-  tests: 401_200
+  plugins: 202_290
+  alignkit and plugins: 331_760
+  all Python but tests: 433_980
+  tests: 401_900
   schema names: 345
   schema slots: 620
   other files, bytes: 152_700
