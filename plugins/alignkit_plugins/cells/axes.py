@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,14 +94,15 @@ def _values(key: str, text: str) -> Iterator[tuple[str, Sequence[str]]]:
     except yaml.YAMLError:
         refuse(f"--each {key}={text}: expected values of YAML", f"for example: {EXAMPLE}")
     for part in parts:
-        values: Iterable[Any] = [part]
-        if bounds := RANGE.fullmatch(part):
-            low, high = map(int, bounds.groups())
-            if low > high:
-                refuse(f"--each {key}={part}: the range is empty", f"write {key}={high}..{low}")
-            values = range(low, high + 1)
-        for value in values:
-            yield _name(str(value)), [f"{key}={value}"]
+        bounds = RANGE.fullmatch(part)
+        if not bounds:
+            yield _name(part), [f"{key}={part}"]
+            continue
+        low, high = map(int, bounds.groups())
+        if low > high:
+            refuse(f"--each {key}={part}: the range is empty", f"write {key}={high}..{low}")
+        for number in range(low, high + 1):
+            yield str(number), [f"{key}={number}"]
 
 
 def _variants(key: str, file: Path) -> dict[str, Sequence[str]]:
