@@ -347,3 +347,26 @@ def test_rows_know_their_rule_and_a_changed_rule_voids_them(
 @pytest.mark.parametrize("one", page.claims(), ids=lambda one: str(one.name))
 def test_few_words_by_hand(one: Claim) -> None:
     assert sum(len(str(text).split()) for text in page.words(one).values()) <= 200
+
+
+def test_a_peak_is_chosen_by_the_other_seeds() -> None:
+    from benchmarks.papers import overoptimization
+
+    def row(seed: int, *true: float) -> dict[str, Any]:
+        return {"seed": seed, "method": "few", "values": {"best": [[0, x, 0] for x in true]}}
+
+    rule = {"methods": {"few": {}}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(overoptimization, "OPTIMIZERS", {"best": ""})
+        found = overoptimization.measures([row(3, 9, 1, 0), row(4, 0, 2, 1)], rule)
+    assert found == {"few best, peak": {3: 1, 4: 0}, "few best, end": {3: 0, 4: 1}}
+
+
+def test_parts_of_an_axis_have_its_value_as_mean_and_only_distances_within_metrics() -> None:
+    from benchmarks.papers import reports
+
+    values = {"good": {"sft": [1.0, 0.0, 1.0, 0.0]}, "bad": {"sft": [0.0, 1.0]}}
+    rule = {"axes": {"J": {"good": 1, "bad": -0.5}}}
+    (parts,) = reports.measures([{"seed": 3, "values": values}], rule)["sft, J"].values()
+    assert parts.mean() == pytest.approx(0.5 - 0.5 * 0.5)
+    assert (parts - parts.mean()).tolist() == pytest.approx([0.75, -0.75, 0.75, -0.75, 0.75, -0.75])

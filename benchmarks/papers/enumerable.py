@@ -153,6 +153,26 @@ def write_prompts(problem: Problem, count: int) -> dict[str, Any]:
     return {"path": "prompts.jsonl"}
 
 
+def smooth(problem: Problem) -> Tensor:
+    """Other rewards [answers], which can be learned from a part of the answers: sums over letters
+    and over neighbors.
+    """
+    draw = torch.Generator().manual_seed(77 + problem.seed)
+    size, length = len(problem.letters), problem.length
+    one = torch.randn(length, size, generator=draw, dtype=torch.float64)
+    two = torch.randn(length - 1, size, size, generator=draw, dtype=torch.float64)
+    at = torch.tensor([problem.ids(answer) for answer in problem.answers]) - 3
+    alone = torch.stack([one[i][at[:, i]] for i in range(length)])
+    beside = torch.stack([two[i][at[:, i], at[:, i + 1]] for i in range(length - 1)])
+    return alone.sum(0) + beside.sum(0)
+
+
+def normalized(rewards: Tensor, reference: Tensor) -> Tensor:
+    """Rewards with mean 0 and deviation 1 over what the reference writes."""
+    centered = rewards - (reference * rewards).sum()
+    return centered / (reference * centered**2).sum().sqrt()
+
+
 def tilted(problem: Problem, beta: float) -> Tensor:
     """pi_ref exp(r / beta) / Z."""
     return torch.softmax(problem.reference.log() + problem.rewards / beta, -1)

@@ -1,0 +1,154 @@
+"""Overoptimization (Gao et al. 2023): what best of N and PPO gain by the true reward, while they
+maximize a reward model of pairs with wrong labels; exact, over all answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignkit import Group, Message, Pair, Response
+from alignkit.data.group import read_groups, write_groups
+from alignkit_plugins.command_line.words import read_words
+from alignkit_plugins.report import drawing
+from alignkit_plugins.serving.files import answer_and_score
+from benchmarks.papers.claim import Row, lines_of, run_stages
+from benchmarks.papers.enumerable import (
+    Problem,
+    best_of,
+    kl,
+    make,
+    normalized,
+    smooth,
+    write_prompts,
+    write_reward,
+)
+
+Points = Sequence[
+    Sequence[float]
+]  # (KL, true reward, proxy), the last two in deviations of the reference
+OPTIMIZERS = {"best": "best of N", "ppo": "PPO"}
+
+
+def compute(row: Row, rule: Mapping[str, Any], folder: Path) -> Any:
+    """By optimizer the points of best of each N, and of PPO's kept versions."""
+    method = rule["methods"][row.method]
+    letters, length, scale = rule["answers"]
+    problem = make(folder, letters, length, scale, seed=row.seed)
+    gold = normalized(smooth(problem), problem.reference)
+    words, reward = [f"seed={row.seed}", *method.get("words", ())], "reward"
+    write_prompts(problem, 64)
+    if "noise" in method:
+        proxy = planted(problem, gold, method["noise"])
+        write_reward(problem, values=proxy)
+        known = {"python": {"path": str(folder / "reward.py"), "function": "reward"}}
+        words += ["~stages.reward", f"stages.ppo.reward={json.dumps(known)}"]
+    else:
+        write_pairs(problem, gold, method["pairs"], rule["wrong"])
+        run_stages("overoptimization", folder, folder / "run", [reward], words)
+        proxy = normalized(scores(problem, folder / "run" / reward), problem.reference)
+    run_stages("overoptimization", folder, folder / "run", ["ppo"], words)
+    policies = {"best": [best_of(problem.reference, proxy, n) for n in rule["best_of"]]}
+    kept = folder / "run" / "ppo" / "kept"
+    policies["ppo"] = [problem.distribution(kept / str(at)) for at in rule["versions"]]
+    return {
+        name: [point(policy, problem.reference, gold, proxy) for policy in own]
+        for name, own in policies.items()
+    }
+
+
+def point(policy: Tensor, reference: Tensor, *rewards: Tensor) -> list[float]:
+    """KL(policy || reference), and the mean of each reward."""
+    means = (float((policy * reward).sum()) for reward in rewards)
+    return [round(kl(policy, reference), 6), *(round(mean, 6) for mean in means)]
+
+
+def planted(problem: Problem, gold: Tensor, noise: float) -> Tensor:
+    """The true reward, but for the rarer half of answers, where it is this much noise."""
+    draw = torch.Generator().manual_seed(problem.seed)
+    drawn = noise * torch.randn(len(gold), generator=draw, dtype=torch.float64)
+    return torch.where(problem.reference < problem.reference.median(), drawn, gold)
+
+
+def write_pairs(problem: Problem, gold: Tensor, count: int, wrong: float) -> None:
+    """Pairs of the reference's own answers, with a share of wrong labels."""
+    draw = torch.Generator().manual_seed(problem.seed)
+    both = torch.multinomial(problem.reference, 2 * count, replacement=True, generator=draw)
+    turned, rows = torch.rand(count, generator=draw) < wrong, list[Group]()
+    for at, (one, other) in enumerate(both.reshape(2, -1).T.tolist()):
+        first = bool(gold[one] > gold[other]) != bool(turned[at])
+        responses = [answer(problem, index) for index in ((one, other) if first else (other, one))]
+        if one != other:
+            rows.append(Group(asked(at), tuple(responses), (Pair(0, 1),), id=str(at)))
+    write_groups(problem.folder / "pairs.jsonl", rows)
+
+
+def answer(problem: Problem, index: int) -> Response:
+    text = problem.answers[index]
+    return Response(text, tokens=problem.ids(text), truncated=True)
+
+
+def asked(at: int) -> tuple[Message, ...]:
+    """Prompts whose tokens are equal, see `write_prompts`."""
+    return (Message(role="user", content=str(at)),)
+
+
+def scores(problem: Problem, reward: Path) -> Tensor:
+    """What a reward model gives to every answer [answers]."""
+    file, out = problem.folder / "answers.jsonl", problem.folder / "scores.jsonl"
+    every = range(len(problem.answers))
+    write_groups(file, [Group(asked(0), (answer(problem, at),), id=str(at)) for at in every])
+    base = [f"model.base={problem.base}", "model.lora=none", "model.dtype=float32"]
+    answer_and_score(read_words([], data=str(file), rewards=[str(reward)]), base, out)
+    found = list[float]()
+    for group in read_groups(out):
+        (score,) = group.responses[0].scores.values()
+        assert score is not None
+        found.append(score)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+# What the points say
+
+
+def measures(
+    rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
+) -> dict[str, dict[int, float]]:
+    """By `METHOD OPTIMIZER, peak` and `..., end` and seed the true reward. The peak is where the mean
+    of all other seeds is highest, so that no seed chooses its own.
+    """
+    found = dict[str, dict[int, float]]()
+    for method in rule["methods"]:
+        for name in OPTIMIZERS:
+            own = {row["seed"]: row["values"][name] for row in rows if row["method"] == method}
+            true = np.array([[point[1] for point in points] for points in own.values()])
+            others = true.sum(0) - true
+            for at, seed in enumerate(own):
+                peak = float(true[at, others[at].argmax()])
+                found.setdefault(f"{method} {name}, peak", {})[seed] = peak
+                found.setdefault(f"{method} {name}, end", {})[seed] = float(true[at, -1])
+    return found
+
+
+def figures(
+    rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
+) -> dict[str, drawing.Drawing]:
+    """True reward and proxy against KL, for each optimizer."""
+    at, found = np.linspace(0, rule["most_kl"], 41), dict[str, drawing.Drawing]()
+    for name, title in OPTIMIZERS.items():
+        lines = dict[str, list[Sequence[float]]]()
+        for row in rows:
+            if "noise" not in rule["methods"][row["method"]]:
+                one, true, proxy = np.array([[0.0, 0.0, 0.0], *row["values"][name]]).T
+                label = rule["methods"][row["method"]]["name"]
+                lines.setdefault(f"true, {label}", []).append(np.interp(at, one, true).tolist())
+                lines.setdefault(f"proxy, {label}", []).append(np.interp(at, one, proxy).tolist())
+        drawn = drawing.curves(lines_of(at.tolist(), lines), "KL, nats")
+        found[f"Gain in reward by {title}, in deviations of the reference, against KL"] = drawn
+    return found
