@@ -5,6 +5,7 @@ methods gain from the cells in `benchmarks/outcomes`. The same numbers always ma
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
@@ -29,12 +30,15 @@ METHODS = {  # metric -> its part's title, a share of answers that refuse
     "ordinary requests refused": "ordinary requests",
     "refused though only its form is harmful": "harmless, but worded like a harmful request",
 }
+HONESTY = 20  # the first seed
+NUMBER = re.compile(r"[-+]?\d+")
 WIDTH, TITLE, RIGHT = 960, 44, 24  # pixels of a chart, above each part, and to its right
 
 
 def charts() -> dict[str, str]:
     """The SVG of each file."""
-    return {"speed.svg": drawn(speed()), "methods.svg": drawn(methods())}
+    figures = {"speed.svg": speed(), "methods.svg": methods(), "honesty.svg": honesty()}
+    return {file: drawn(found) for file, found in figures.items()}
 
 
 def speed() -> list[Figure]:
@@ -68,18 +72,35 @@ def methods() -> list[Figure]:
     return found
 
 
+def honesty() -> list[Figure]:
+    """What GRPO changes in each share of the table of honesty, by seed."""
+    page = (ROOT / "docs" / "benchmarks" / "outcomes.md").read_text(encoding="utf-8")
+    found, table = list[Figure](), page.partition("\n## Honesty")[2].partition("\n## ")[0]
+    for share, *cells in re.findall(r"^\| (.*) \| (.*) \| (.*) \| (.*) \|$", table, re.M)[1:]:
+        title, _, note = share.partition(", ")
+        points = dict[str, Point]()
+        for seed, cell in enumerate(cells, HONESTY):
+            difference = cell.rpartition("%, ")[2]
+            points[f"seed {seed} {difference}"] = Point(*map(float, NUMBER.findall(difference)))
+        found.append(Figure(title, rows(points, bars=True), "", note or "points"))
+    return found
+
+
 def drawn(figures: Sequence[Figure]) -> str:
-    """Figures side by side, as a file."""
-    width, parts = WIDTH / len(figures), list[str]()
+    """Figures as a file, at most three side by side."""
+    columns = 2 if len(figures) > 3 else len(figures)
+    height = TITLE + max(figure.drawing.height for figure in figures) + 8
+    width, parts = WIDTH / columns, list[str]()
     for at, figure in enumerate(figures):
         own = figure.drawing.left + 6
-        left, room = at * width + own, width - own - RIGHT
-        x = at * width + 8
-        parts.append(f'<text x="{x:g}" y="18" font-weight="650">{escape(figure.title)}</text>')
-        parts.append(f'<text x="{x:g}" y="34">{escape(figure.note)}</text>')
-        place = f'x="{left:g}" y="{TITLE}" width="{room:g}" overflow="visible"'
-        parts.append(f"<svg {place}>{figure.drawing.body}</svg>")
-    height = TITLE + max(figure.drawing.height for figure in figures) + 8
+        x, y = at % columns * width + 8, at // columns * height
+        parts.append(
+            f'<text x="{x:g}" y="{y + 18:g}" font-weight="650">{escape(figure.title)}</text>'
+        )
+        parts.append(f'<text x="{x:g}" y="{y + 34:g}">{escape(figure.note)}</text>')
+        place = f'x="{x - 8 + own:g}" y="{y + TITLE:g}" width="{width - own - RIGHT:g}"'
+        parts.append(f'<svg {place} overflow="visible">{figure.drawing.body}</svg>')
+    height *= -(-len(figures) // columns)
     font = "text { font-family: system-ui, sans-serif; } svg { background: var(--paper); }"
     style = f"<style>{STYLE}\n{CSS}\n{font}</style>"
     size = f'width="{WIDTH}" height="{height:g}"'
