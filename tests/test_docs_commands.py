@@ -306,18 +306,18 @@ def greatest(request: dict[str, Any]) -> Reply:
 
 @pytest.mark.slow
 def test_the_screen_that_the_page_explains_is_that_of_a_run(tmp_path: Path, printed: Said) -> None:
-    """Line by line, with other numbers and answers: of a random model, which is not paid for sums."""
+    """Its table, with other numbers: of a random model, which is not paid for sums."""
     page = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
     shown, table = re.findall(r"^```text\n(.*?)^```\n\n(.*?)\n\n", page, re.M | re.S)[0]
     reward = "stages.align.reward={length: {unit: characters}}"
     words = ["run", "sums", "model.base=tiny", "stages.align.iterations=1", reward]
     assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
-    assert kinds_of(shown) == kinds_of(printed())
+    assert measured_in(shown) == measured_in(printed())
     for begins in re.findall(r"^\| `(.*?)` \|", table, re.M):
         assert f"\n{begins}" in f"\n{shown}", begins
 
 
-def kinds_of(screen: str) -> list[str]:
-    """How the lines begin, without those that continue one."""
-    lines = [line for line in screen.splitlines() if line and line[0] not in " ─"]
-    return [re.split(r" {2,}|: |\d", line)[0] for line in lines]
+def measured_in(screen: str) -> list[str]:
+    """The names of a screen's table."""
+    lines = screen.partition("─\n")[2].partition("\n\n")[0].splitlines()
+    return [re.split(r" {2,}", line)[0] for line in lines]
