@@ -180,9 +180,10 @@ def component(
     text = table(rows) if rows else ""
     if not rows and name:
         text = f"`{name}` has no options{'' if alone else ' of its own'}.\n"
-    if defaults:
-        listed = ", ".join(f"`{key}` {value}" for key, value in defaults.items())
-        text += f"\nStage defaults: {listed}.\n"
+    # docs/recipes.md has those of all stages
+    usual = {row.name: row.default for row in option_rows(MODELS["settings"])}
+    if own := [f"`{key}` {value}" for key, value in defaults.items() if value != usual.get(key)]:
+        text += f"\nStage defaults: {', '.join(own)}.\n"
     return text
 
 

@@ -43,8 +43,7 @@ def text() -> str:
         f"These keys keep their last word: {_code(', '.join(kept))}.",
         markdown_table(("TRL", "here"), [(", ".join(each), here) for here, each in named.items()]),
         markdown_table(("TRL", "axolotl", "LLaMA-Factory", "also"), lines),
-        f"These have one meaning here, so another value is an error: {'; '.join(only)}.",
-        f"Nothing that is learned depends on {_code(', '.join(tables['silent']))}.\n",
+        f"These have one meaning here, so another value is an error: {'; '.join(only)}.\n",
     )
     return "\n\n".join(parts)
 
