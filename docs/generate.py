@@ -225,11 +225,12 @@ def format_table() -> str:
     formats = [
         entry for entry in formats if entry.name not in alignkit_plugins.formats.layouts.TEMPLATES
     ]
-    lines = []
+    lines, shown = [], dict[str, str]()
     for entry in sorted(formats, key=lambda entry: entry.name):
-        lines.append(
-            (f"`{entry.name}`", entry.implementation.wants, f"`{entry.implementation.example}`")
-        )
+        example = f"`{entry.implementation.example}`"
+        first = shown.setdefault(example, entry.name)
+        example = example if first == entry.name else f"as `{first}`"
+        lines.append((f"`{entry.name}`", entry.implementation.wants, example))
     return markdown(("format", "columns", "an example"), lines)
 
 
