@@ -165,8 +165,8 @@ rejected_again:
   test: test_replayed_rollouts.py::test_earlier_iterations_are_offered_as_they_were_selected_from
 unscored_again:
   file: alignkit/training/replay.py
-  old: '[with_scores(groups) for groups in'
-  new: '[groups for groups in'
+  old: list(map(with_scores, everything)) if
+  new: list(everything) if
   test: test_replayed_rollouts.py::test_earlier_iterations_are_offered_as_they_were_selected_from
 # Measuring
 no_reference:

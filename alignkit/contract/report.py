@@ -71,7 +71,7 @@ class Report:
         """The report for an issue or a wiki. Texts are in fences, so that nothing in them is a
         mention or a link.
         """
-        return "\n\n".join(_markdown(block) for block in self.blocks) + "\n"
+        return "\n\n".join(map(_markdown, self.blocks)) + "\n"
 
     def plain(self) -> list[Any]:
         """The report as JSON, for `restored`."""
@@ -144,7 +144,7 @@ def _grid(block: Table, width: int) -> str:
 
 def _markdown(block: Block) -> str:
     if isinstance(block, str):
-        lines = [_escaped(line) for line in block.split("\n")]
+        lines = list(map(_escaped, block.split("\n")))
         return "\n".join(lines if len(lines) == 1 else [f"- {line}" for line in lines])
     if isinstance(block, SideBySide):
         texts = Report([block]).text(MOST)

@@ -252,11 +252,9 @@ def preview(group: Group, length: int = _PREVIEW_LENGTH) -> str:
     messages = [message for message in group.prompt if message["role"] == "user"] or list(
         group.prompt
     )
-    text = (
-        messages[0]["content"]
-        if messages
-        else next((response.text for response in group.responses), "")
-    )
+    text = next((response.text for response in group.responses), "")
+    if messages:
+        text = messages[0]["content"]
     words = " ".join(text[: 4 * length].split())
     return f"'{words if len(words) <= length else words[:length] + '...'}'"
 
@@ -278,11 +276,9 @@ def group_id(
 
 def length(response: Response) -> int:
     """Tokens that the policy wrote, including its end of turn."""
-    return (
-        sum(response.action_mask)
-        if response.action_mask is not None
-        else len(response.tokens or ())
-    )
+    if response.action_mask is not None:
+        return sum(response.action_mask)
+    return len(response.tokens or ())
 
 
 def with_responses(group: Group, responses: Iterable[Response], **others: Any) -> Group:

@@ -185,9 +185,7 @@ def words(text: str) -> list[str]:
     plain = _BETWEEN.sub(r" \g<0> ", _OPERATOR.sub(r"\1\2", plain))
     plain = _IN_BRACKETS.sub(_without_brackets, plain)
     plain = _SYLLABLE.sub(r" \g<0> ", spaced(_MARKS.sub(" ", _JOINED.sub("", plain))))
-    return [
-        _number(word) for word in _ARTICLE.sub(" ", " ".join(plain.split())).split()
-    ] or text.split()
+    return list(map(_number, _ARTICLE.sub(" ", " ".join(plain.split())).split())) or text.split()
 
 
 def _in_ascii(match: re.Match[str]) -> str:

@@ -474,9 +474,9 @@ def interval_text(
     # z: a mean of -0.001 reads as 0, not as -0.
     text = f"{estimate['mean'] * scale:{'+' if sign else ''}z.{digits}f}{'%' if percent else ''}"
     low, high = estimate["low"], estimate["high"]
-    return (
-        text if low is None else f"{text} [{low * scale:z.{digits}f}, {high * scale:z.{digits}f}]"
-    )
+    if low is None:
+        return text
+    return f"{text} [{low * scale:z.{digits}f}, {high * scale:z.{digits}f}]"
 
 
 def decimals(estimate: Mapping[str, Any]) -> int:
@@ -544,7 +544,7 @@ def agreement_of(
         for unit in those:
             alike += [float(one == other) for one, other in combinations(unit, 2)]
             where += [number] * (len(alike) - len(where))
-            counts = np.array([unit.count(value) for value in values])
+            counts = np.array(list(map(unit.count, values)))
             agreeing[number] += counts @ (counts - 1) / (len(unit) - 1)
             totals[number] += counts
     same = without_interval(None, len(rated))

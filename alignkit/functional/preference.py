@@ -158,11 +158,9 @@ def instruction_contrast(
     the paper sums over outputs.
     """
     losses = -torch.log_softmax(widen(logprobs), dim=-1)
-    index = (
-        torch.arange(len(losses), device=losses.device)
-        if instruction_index is None
-        else instruction_index
-    )
+    index = instruction_index
+    if index is None:
+        index = torch.arange(len(losses), device=losses.device)
     right = losses.gather(-1, index.unsqueeze(-1)).squeeze(-1)
     if label_smoothing == 0.0 or losses.shape[-1] == 1:  # without others, nothing to share
         return right

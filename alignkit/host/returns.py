@@ -62,7 +62,7 @@ def by_name(values: Any, items: str, fits: Callable[[str, Any], bool]) -> None:
 
 def selection(chosen: Any) -> None:
     """Groups, or phases."""
-    kinds = {type(each) for each in chosen}
+    kinds = {*map(type, chosen)}
     need(kinds in ({Group}, {Phase}, set()), "a list of groups, or of phases", chosen)
 
 

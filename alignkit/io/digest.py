@@ -159,7 +159,7 @@ def _whole(file: Path) -> Path:
 def is_foreign(path: Path) -> bool:
     """Whether a file is alignkit's, of the standard library, or of an installed package."""
     installed = {"site-packages", "dist-packages"}.intersection(path.parts)
-    return bool(installed) or any(path.is_relative_to(folder) for folder in _FOREIGN)
+    return bool(installed) or any(map(path.is_relative_to, _FOREIGN))
 
 
 # Copies of the hub

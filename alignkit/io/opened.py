@@ -99,9 +99,9 @@ def files_read(parts: Any, run: Path) -> list[str]:
         if any(is_file(user) and file_digest(Path(user)) in code for user in users):
             paths[how].add(file)
     known = {file for file in paths["read"] if is_file(file) and file_digest(Path(file)) in code}
-    found = {file for file in paths["read"] - known if is_file(file)}
+    found = {*filter(is_file, paths["read"] - known)}
     found |= {file for file in paths["missed"] if not os.path.lexists(file)}
-    own = {os.path.dirname(file) for file in paths["written"]}
+    own = {*map(os.path.dirname, paths["written"])}
     found |= {os.path.join(folder, "") for folder in paths["listed"] - own if os.path.isdir(folder)}
     outside = (f for f in found - paths["written"] if not Path(f).is_relative_to(run.absolute()))
     return sorted(file for file in outside if not file.endswith(".pyc"))

@@ -73,11 +73,9 @@ class ModelOrigin:
     @cached_property
     def _folder(self) -> Path | None:
         """Where its files are; None if they are not on this machine."""
-        return (
-            Path(self.source)
-            if Path(self.source).is_dir()
-            else cached_snapshot(self.source, self.revision)
-        )
+        if Path(self.source).is_dir():
+            return Path(self.source)
+        return cached_snapshot(self.source, self.revision)
 
     @cached_property
     def weights(self) -> str | None:
@@ -107,7 +105,7 @@ class ModelOrigin:
         if origin.get("weights") and self.weights:
             fits = origin["weights"] == self.weights
         else:
-            commits = {each for each in (saved.get("revision"), self.revision) if is_commit(each)}
+            commits = {*filter(is_commit, (saved.get("revision"), self.revision))}
             fits = saved.get("base_model_name_or_path") == self.source and len(commits) < 2
         if not fits:
             text = (

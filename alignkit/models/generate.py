@@ -354,7 +354,7 @@ class Decoder:
         """
         device, sampling, count = logits.device, self.request.sampling, 1
         if ahead > 1:
-            lengths = torch.tensor([self.length(slot) for slot in slots])
+            lengths = torch.tensor(list(map(self.length, slots)))
             room = torch.tensor([slot.room if slot.active else 0 for slot in slots])
             count = min(ahead, max(1, int(room.max())))
             # [count, slots]. A slot without room stays at its last position.

@@ -332,9 +332,9 @@ class WholeRewardModel(RolePolicy):
         if pad is None:
             used = set(itertools.chain.from_iterable(texts))
             pad = next(token for token in itertools.count() if token not in used)
-        ids = [torch.tensor(text) for text in texts]
+        ids = list(map(torch.tensor, texts))
         tokens = pad_sequence(ids, batch_first=True, padding_value=pad).to(self.network.device)
-        mask = pad_sequence([torch.ones_like(each) for each in ids], batch_first=True)
+        mask = pad_sequence(list(map(torch.ones_like, ids)), batch_first=True)
         mask = mask.to(self.network.device)
         config.pad_token_id = pad if len(texts) > 1 else own
         try:

@@ -85,11 +85,9 @@ def pack(
         # reads this index.
         prompt_end = len(ids) - 1
         for response in group.responses:
-            read = (
-                len(response.tokens)
-                if pad_token_id is None
-                else _read(group.prompt, response.tokens, pad_token_id)
-            )
+            read = len(response.tokens)
+            if pad_token_id is not None:
+                read = _read(group.prompt, response.tokens, pad_token_id)
             # What precedes the response in the pack may be another one.
             scored.append(len(ids) + read - 1 if read > 0 else prompt_end + read)
             starts.append(len(ids))

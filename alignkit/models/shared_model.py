@@ -251,11 +251,9 @@ class SharedModel:
 
         Converted weights are kept until the outermost of these contexts ends.
         """
-        return (
-            nullcontext()
-            if self.autocast is None
-            else torch.autocast(self.device.type, self.autocast)
-        )
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
 
     def _copy_model(self, start: str | Path | None) -> Any:
         if not isinstance(start, Path):

@@ -37,6 +37,7 @@ from alignkit.recipe.yaml import (
     children,
     find_recipe,
     load_document,
+    mapping,
     rewritten,
 )
 
@@ -88,8 +89,7 @@ def load_named(
 
 def stages_of(data: Any) -> dict[str, Any]:
     """The stages of a recipe, or none instead of anything else, which is a mistake elsewhere."""
-    stages = children(data).get("stages")
-    return stages if isinstance(stages, dict) else {}
+    return mapping(children(data).get("stages"))
 
 
 def stage_of(recipe: Recipe, name: str) -> Stage:
@@ -134,7 +134,7 @@ class _Recipe:
         top, mistakes = validated(TopKeys, data, self.resolver)
         self.mistakes.add(mistakes)
         for name, raw in stages_of(data).items():
-            stages[name] = Stage(name, raw if isinstance(raw, dict) else {})
+            stages[name] = Stage(name, mapping(raw))
         for stage in stages.values():
             with self.mistakes.at("stages", stage.name):
                 self._find_plugin(stage)

@@ -76,8 +76,12 @@ def wrong(message: str, help: str = "", keys: Keys = (), at_key: bool = False) -
 
 def shown(value: Any) -> str:
     """Return a value as an error shows it: as JSON writes it, and at most 60 characters."""
-    text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    text = repr(value)
+    if not isinstance(value, str):
+        text = json.dumps(value, default=repr)
+    if len(text) > 60:
+        text = f"{text[:57]}..."
+    return text
 
 
 def problems_of(document: Document, mistakes: Iterable[Mistake]) -> list[Problem]:

@@ -30,7 +30,7 @@ from alignkit.io.text import NO_FILE, absolute, exists, expanded, is_dir, is_fil
 from alignkit.recipe.mistakes import PATH, Mistakes, shown, validated, wrong
 from alignkit.recipe.schema import ADAPTER, BASE, RewardSpec, Stage, allowed_keys
 from alignkit.recipe.sources import DataSource, DataSpec
-from alignkit.recipe.yaml import Keys
+from alignkit.recipe.yaml import Keys, mapping
 
 # Kind -> what alignkit itself provides, which stays text, and needs no torch.
 _OWN = {
@@ -120,8 +120,7 @@ class Resolver:
                 f"{PATH}: expected the name of one {kind}, or one 'name: {{options}}', got "
                 f"{shown(value)}"
             )
-            written = value if isinstance(value, dict) else {}
-            unknown = [key for key in written if not self.registry.has(kind, key)]
+            unknown = [key for key in mapping(value) if not self.registry.has(kind, key)]
             raise wrong(
                 message, "write options inside 'name: {...}'", (*unknown[:1],), at_key=bool(unknown)
             )

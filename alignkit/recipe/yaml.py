@@ -322,7 +322,14 @@ def children(value: Any) -> dict[Any, Any]:
     """What is in a mapping by key, or in a list by index; anything else is empty."""
     if isinstance(value, list | tuple):
         return dict(enumerate(value))
-    return value if isinstance(value, dict) else {}
+    return mapping(value)
+
+
+def mapping(value: Any) -> dict[Any, Any]:
+    """A mapping; anything else is an empty one."""
+    if isinstance(value, dict):
+        return value
+    return {}
 
 
 def rewritten(value: Any, change: Callable[[str, Keys], Any], keys: Keys = ()) -> Any:
@@ -398,7 +405,7 @@ def _override(document: Document, text: str) -> None:
         misspelled = depth == 2 < len(names) and names[0] == "stages"  # would be a new stage
         if key not in there:
             if not equals or misspelled or not isinstance(inside, dict):
-                known = [str(each) for each in there]
+                known = list(map(str, there))
                 help = did_you_mean(name, known, "keys there")
                 refuse(f"no such key: '{'.'.join(names[:depth])}'", help)
             document.put(keys, place)

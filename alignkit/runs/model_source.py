@@ -123,9 +123,9 @@ class ModelSource:
     @cached_property
     def digest(self) -> Any:
         """Identifies the weights, the tokenizer and the template."""
-        return (
-            model_digest(self.source) if Path(self.source).is_dir() else [self.source, self.commit]
-        )
+        if Path(self.source).is_dir():
+            return model_digest(self.source)
+        return [self.source, self.commit]
 
     @cached_property
     def _here(self) -> str:

@@ -216,7 +216,7 @@ class Run(Services):
     @property
     def records(self) -> list[dict[str, Any]]:
         """What is known of the stages' current results, in order."""
-        return [self.store.record(name) for name in self.stages]
+        return list(map(self.store.record, self.stages))
 
     @contextmanager
     def _claimed(self, stage: RunStage) -> Iterator[None]:

@@ -120,7 +120,7 @@ def run(
             combination, as with `--each`; also `{"seed": "3..7"}`. `alignkit show` has their table.
         jobs: Runs at once.
     """
-    load_plugins([Path(file) for file in plugins])
+    load_plugins(list(map(Path, plugins)))
     texts = [f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items()]
     path, where = find_recipe(recipe), Path(out) if out else None
     if each:

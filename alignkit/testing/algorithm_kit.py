@@ -163,7 +163,7 @@ class AlgorithmCheck:
         context = SelectContext(1, 0, lambda: [], lambda **metrics: None, np.random.default_rng(0))
         chosen = select(algorithm, groups, context)[0].groups
         index_of = {id(encoded.group): index for index, encoded in enumerate(rollouts.groups)}
-        if self.rollouts and index_of.keys() >= {id(group) for group in chosen}:
+        if self.rollouts and index_of.keys() >= {*map(id, chosen)}:
             examples = rollouts.take([index_of[id(group)] for group in chosen])
         else:
             examples = self._measured(algorithm, chosen)

@@ -216,9 +216,9 @@ class Encoder:
         """The tokens from the end of the assistant's text through the end of turn; EOS if the
         template writes none.
         """
-        return (
-            self._after_answer(self.chat.markers.close) if self.chat.markers.close else (self.eos,)
-        )
+        if self.chat.markers.close:
+            return self._after_answer(self.chat.markers.close)
+        return (self.eos,)
 
     def _after_answer(self, end: str) -> Ids:
         markers = self.chat.markers
@@ -277,11 +277,9 @@ class Encoder:
             ids.pop()
         # Without a decoder, tokenizers put spaces between all tokens, and nothing depends on the
         # prompt.
-        prompt = (
-            self.rendered.ids(self.chat.markers.prompt)
-            if self.tokenizer.backend_tokenizer.decoder
-            else ()
-        )
+        prompt: Sequence[int] = ()
+        if self.tokenizer.backend_tokenizer.decoder:
+            prompt = self.rendered.ids(self.chat.markers.prompt)
         before, text = self._decoded(prompt), self._decoded([*prompt, *ids])
         return text[len(before) :] if text.startswith(before) else self._decoded(ids)
 

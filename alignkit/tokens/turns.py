@@ -110,7 +110,7 @@ class Turns:
         continue. Raises DataError if the template refuses the conversation, or changes what was
         before.
         """
-        standing = [self._stand_in(message) for message in (*before, turn)]
+        standing = list(map(self._stand_in, (*before, turn)))
         opened = self.chat.prompt(standing[:-1], self.tools)
         whole = self.chat.prompt([*standing, *answers], self.tools)
         close = self.chat.turn_end.search(whole, len(opened)) if whole.startswith(opened) else None

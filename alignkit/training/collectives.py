@@ -46,7 +46,7 @@ class Collectives:
             least = loads.index(min(loads))
             shares[least].append(index)
             loads[least] += sizes[index]
-        return [sorted(share) for share in shares]
+        return list(map(sorted, shares))
 
     def gather(self, mine: T) -> list[T]:
         """What every process passes, in the order of processes. Tensors arrive on the device of the

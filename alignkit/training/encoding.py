@@ -161,7 +161,7 @@ class ReferencePrompts:
         """
         if not self.may_differ:
             return list(groups)
-        return [self._encoded(group) for group in groups]
+        return list(map(self._encoded, groups))
 
     def check(self, prompts: Sequence[Group], new_tokens: int) -> None:
         """Raise DataError if a prompt leaves no room for `new_tokens`."""

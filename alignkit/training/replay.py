@@ -77,11 +77,7 @@ class RolloutFiles:
         for name in self.digests:
             self._check(self.folder / name)
         everything = [*self._replayed, *map(self.seen, range(1, iteration))]
-        return (
-            [with_scores(groups) for groups in everything]
-            if self.learns_from_reward
-            else everything
-        )
+        return list(map(with_scores, everything)) if self.learns_from_reward else everything
 
     def seen(self, iteration: int) -> list[Group]:
         """What an iteration sampled; empty if people deleted the file."""

@@ -167,9 +167,9 @@ class Trainer:
         self.reference_name = self.settings.reference or self.start
         theirs = self.reference_models = stage.models_of(self.reference_name)
         self.reference_role = theirs.role(self.reference_name)
-        self.value_role = (
-            add_value_role(stage, algorithm.needs, self.role) if algorithm.needs.values else None
-        )
+        self.value_role: str | None = None
+        if algorithm.needs.values:
+            self.value_role = add_value_role(stage, algorithm.needs, self.role)
         self.reference_prompts = ReferencePrompts(
             algorithm, theirs.encoder, theirs.model, self.encoder.encoder, where
         )

@@ -114,9 +114,9 @@ def case_in(text: str, categories: Mapping[str, str]) -> str:
     for name in categories:
         if same(text, name):
             return name
-    return (
-        dict(zip(LETTERS, categories, strict=False)).get(first[1].upper(), NONE) if first else NONE
-    )
+    if first:
+        return dict(zip(LETTERS, categories, strict=False)).get(first[1].upper(), NONE)
+    return NONE
 
 
 def question(categories: Mapping[str, str], group: Group) -> str:

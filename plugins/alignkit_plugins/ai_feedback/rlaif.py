@@ -211,7 +211,7 @@ class JudgePairs(SamplingStep):
         """
         principles, count = self._principles(), self.options.principles_per_pair
         if not principles:
-            return range(len(items)), [list(item) for item in items]
+            return range(len(items)), list(map(list, items))
         by: dict[str, list[tuple[int, list[Any]]]] = {}
         for principle in principles:
             by[principle.name] = []

@@ -293,7 +293,7 @@ class RewardOrdinal(FromRatings):
             raise DataError(
                 f"score {min(unknown):g} is not among the levels of the training data: {levels}"
             )
-        return [levels.index(rating) for rating in ratings]
+        return list(map(levels.index, ratings))
 
 
 def _ratings(groups: Sequence[Group]) -> list[float]:

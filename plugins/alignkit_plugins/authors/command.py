@@ -52,7 +52,7 @@ def plugins(
     from alignkit_plugins.authors import listing
 
     if name is None:
-        rows, broken = listing.plugin_rows(loaded), [str(one) for one in loaded.broken]
+        rows, broken = listing.plugin_rows(loaded), list(map(str, loaded.broken))
         facts = {"plugins": rows, "broken": broken}
         return Result("plugins", facts, lambda: listing.show_names(rows, broken))
     plugins = listing.described(name, loaded)

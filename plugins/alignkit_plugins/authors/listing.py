@@ -53,7 +53,7 @@ def described(name: str, registry: Registry) -> list[dict[str, Any]]:
     chosen += [registry.get(kind, name) for kind in KINDS if registry.has(kind, name)]
     plugins = []
     for one in chosen:
-        options = [asdict(row) for row in option_rows(options_of(one))]
+        options = list(map(asdict, option_rows(options_of(one))))
         plugins.append({**plugin_row(one), "options": options, "facts": [*_facts(one)]})
     if plugins:
         return plugins

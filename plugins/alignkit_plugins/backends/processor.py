@@ -34,7 +34,7 @@ def multiplies_bf16() -> bool:
         return False
     # Torch 2.9 does not tell
     flags: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(flags.get(name) for name in BF16_INSTRUCTIONS)
+    return any(map(flags.get, BF16_INSTRUCTIONS))
 
 
 # Private operators of torch

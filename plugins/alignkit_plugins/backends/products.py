@@ -85,11 +85,10 @@ class PackedWeight(PreparedWeight):
     def __call__(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
         rows = x.reshape(-1, x.shape[-1])
-        product = (
-            _onednn_product(rows, self._packed, self.bias)
-            if self._onednn
-            else self._mkl_product(rows)
-        )
+        if self._onednn:
+            product = _onednn_product(rows, self._packed, self.bias)
+        else:
+            product = self._mkl_product(rows)
         return product.view(*x.shape[:-1], len(self.weight))
 
     def _mkl_product(self, x: Tensor) -> Tensor:

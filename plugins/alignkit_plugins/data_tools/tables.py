@@ -160,7 +160,7 @@ def json_value(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): json_value(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [json_value(inner) for inner in value]
+        return list(map(json_value, value))
     if isinstance(value, float | Decimal):
         return None if math.isnan(value) else float(value)
     if isinstance(value, timedelta | UUID):

@@ -98,7 +98,7 @@ def _check_answers(names: Sequence[str], compares: bool) -> None:
     """Raise RecipeError unless the words are one file of answers, which nothing compares."""
     from alignkit_plugins.command_line.find import is_model
 
-    if policies := [word for word in names if is_model(word)]:
+    if policies := list(filter(is_model, names)):
         refuse(f"{policies[0]} needs prompts to answer", "add --prompts FILE")
     if len(names) != 1 or compares:
         what = "without --prompts, one file of answers is scored by rewards"

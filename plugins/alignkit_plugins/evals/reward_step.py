@@ -135,7 +135,7 @@ class EvaluateReward(Step):
         """The groups that have pairs. Raises DataError without any, or for a column that none
         has.
         """
-        groups = [group for group in read if resolved_pairs(group)]
+        groups = list(filter(resolved_pairs, read))
         if not groups:
             raise DataError(f"none of {len(read)} rows has a preference pair", option=("pairs",))
         known = sorted(set().union(*(group.meta for group in groups)))

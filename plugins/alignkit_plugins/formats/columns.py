@@ -92,7 +92,7 @@ def _twin(name: str, better: str, worse: str) -> str:
     """The column that rates the worse answer, of the one that rates the better; empty if that is
     none.
     """
-    words = [_WORD.findall(column) for column in (better, worse, name)]
+    words = list(map(_WORD.findall, (better, worse, name)))
     one, other = next(pair for pair in zip(*words[:2], strict=False) if pair[0] != pair[1])
     twins = {form(one): form(other) for form in (str, str.capitalize, str.upper)}
     others = [word for word in words[2] if word not in twins]
@@ -144,7 +144,7 @@ def side_of(label: Any, heads: Sequence[str]) -> int | None:
     heads: the columns of the answers.
     """
     text = re.split(r">|\bthan\b|\bover\b", str(label).lower())[0]
-    names, bare = [_bare(head) for head in heads], _bare(text)
+    names, bare = list(map(_bare, heads)), _bare(text)
     if bare in names and names[0] != names[1]:
         return names.index(bare)
     if not bare.lstrip("-").isdigit():

@@ -412,7 +412,7 @@ def _answers(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The answers, each with its column."""
     if isinstance(row.get("responses"), list):
         return [("responses", answer) for answer in row["responses"]]
-    names = [name for name in row if NUMBERED.fullmatch(name)]
+    names = list(filter(NUMBERED.fullmatch, row))
     return [(name, row[name]) for name in names if row[name] is not None]
 
 
@@ -490,7 +490,7 @@ def _replies(node: Node) -> list[Node]:
     replies = node.get("replies") or []
     if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
         raise BadRow("the replies of a message must be a list of messages")
-    return [reply for reply in replies if _is_kept(reply)]
+    return list(filter(_is_kept, replies))
 
 
 def _rankings(node: Node, before: Sequence[Message], meta: dict[str, Any]) -> Iterator[Group]:

@@ -314,7 +314,7 @@ class Template(ColumnFormat):
         """The columns of the prompt, without the template's words."""
         text, columns = self.texts.get("prompt"), columns_of(row)
         names = sorted(text.columns, key=text.source.find) if text else ()
-        asked = (columns.get(name) for name in names)
+        asked = map(columns.get, names)
         return "\n".join(str(value) for value in asked if isinstance(value, str | int | float))
 
     def _turns(

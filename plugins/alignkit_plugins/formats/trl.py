@@ -106,7 +106,7 @@ class PromptOnly(ColumnFormat):
             return False
         if isinstance(row["prompt"], Mapping) and "replies" in row["prompt"]:
             return False
-        return not any(NUMBERED.fullmatch(name) for name in row) and own_layout([row]) is None
+        return not any(map(NUMBERED.fullmatch, row)) and own_layout([row]) is None
 
     def read(self, row: Any) -> Group:
         row = with_text(row, "prompt")

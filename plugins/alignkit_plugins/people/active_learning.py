@@ -45,7 +45,7 @@ def prioritized(items: Sequence[Item], rewards: Sequence[Any], context: StepCont
     preferences: dict[tuple[str, int, int], list[float]] = defaultdict(list)
     for spec in rewards:
         gaps = _gaps(items, spec, context)
-        ranks = rankdata([abs(gap) for gap in gaps.values()])
+        ranks = rankdata(list(map(abs, gaps.values())))
         for (two, gap), rank in zip(gaps.items(), ranks, strict=True):
             share = (rank - 0.5) / len(gaps)
             preferences[two].append(math.copysign(share, gap) if gap else 0.0)

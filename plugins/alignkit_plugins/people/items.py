@@ -94,7 +94,7 @@ class Item:
         """The item with its responses in the order of another one that shows the same, unless others
         wrote them there.
         """
-        places = [self.answers.index(answer) for answer in other.answers]
+        places = list(map(self.answers.index, other.answers))
         origins = tuple(self.origins[place] for place in places if self.origins)
         if any(origins) and any(other.origins) and origins != other.origins:
             return self

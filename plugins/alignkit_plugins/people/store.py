@@ -318,7 +318,7 @@ class Store:
 
     def items(self) -> list[Stored]:
         """All items in the order in which they were added, retired ones included."""
-        return [stored_of(row) for row in self.rows("SELECT * FROM items ORDER BY position")]
+        return list(map(stored_of, self.rows("SELECT * FROM items ORDER BY position")))
 
     def by_id(self) -> dict[str, Stored]:
         """All items by their ids, in the same order."""
@@ -362,13 +362,13 @@ class Store:
     def events(self) -> list[Event]:
         """All events in order; undone ones and their undoing included."""
         rows = self.rows("SELECT content FROM events ORDER BY created, uuid")
-        return [event_of(row) for row in rows]
+        return list(map(event_of, rows))
 
     def effective(self, *kinds: str) -> list[Event]:
         """The events of these kinds that were not undone, in order."""
         marks = ", ".join("?" * len(kinds))
         query = f"SELECT content FROM effective WHERE kind IN ({marks}) ORDER BY created, uuid"
-        return [event_of(row) for row in self.rows(query, *kinds)]
+        return list(map(event_of, self.rows(query, *kinds)))
 
     def last(self, annotator: str, *kinds: str) -> Event | None:
         """The annotator's last event of these kinds: by default of those that can be undone."""

@@ -81,7 +81,7 @@ class ProcessCollectives(Collectives):
         self.lost = True  # also if the connection is lost
         with self.waiting():
             posts: list[bytes] = gather_object([buffer.getvalue()])
-        everyone = [self._received(post) for post in posts]
+        everyone = list(map(self._received, posts))
         everyone[self.process] = mine
         for process, post in enumerate(everyone):
             if isinstance(post, Failure) and process != self.process:

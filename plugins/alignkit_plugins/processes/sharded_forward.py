@@ -395,7 +395,7 @@ class _Zero(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.zeros_like(hidden) for hidden in ctx.saved_tensors)
+        return tuple(map(torch.zeros_like, ctx.saved_tensors))
 
 
 # A network without its numbers, from which it can be made again

@@ -170,7 +170,7 @@ def _plan_cells(
     total = f"{left} of {len(chosen)} cells: about {duration(float(f'{seconds / jobs:.2g}'))}"
     at_once = f"{jobs} at once" if jobs > 1 else "one at a time"
     lines = [f"{total}, {at_once}, about {peak / 1e9:.1f} GB", *notes]
-    facts = {"recipe": plain.name, "stages": [asdict(one) for one in plans], "seconds": seconds}
+    facts = {"recipe": plain.name, "stages": list(map(asdict, plans)), "seconds": seconds}
 
     def show() -> None:
         if plans:
@@ -271,7 +271,7 @@ def _plan(recipe: Recipe, folder: Path, gpu: float | None) -> Result:
         print_table(*cells)
         print_lines("\n".join(notes))
 
-    facts = {"recipe": recipe.name, "stages": [asdict(one) for one in plans]}
+    facts = {"recipe": recipe.name, "stages": list(map(asdict, plans))}
     return Result("plan", facts, show)
 
 

@@ -126,7 +126,7 @@ class Card(Shapes):
 def plan_card(recipe: Recipe, gib: float) -> tuple[list[StagePlan], list[str]]:
     """Plan the stages for a GPU of `gib` GiB; and what to know of the numbers."""
     spec, card = recipe.model, Card(recipe.model, gib * GIB)
-    plans, notes = [card.plan(stage) for stage in recipe.stages.values()], list[str]()
+    plans, notes = list(map(card.plan, recipe.stages.values())), list[str]()
     for plan in plans:
         if plan.peak > plan.room:
             notes.append(f"{plan.name} does not fit: lower first {card.first(plan)}")

@@ -222,7 +222,7 @@ class DataFile:
 
     def limited(self, characters: float) -> DataFile:
         """The file, read up to about the row that brings its length to this many characters."""
-        texts = [all_turns(response) for response in self.responses]
+        texts = list(map(all_turns, self.responses))
         for group in self.read:
             texts.append(turns_text(group.prompt))
         rows = list(dict.fromkeys(group.origin for group in self.read))
@@ -325,7 +325,7 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
     counts = {word: len(list(filter(one.is_explicit, rows[word]))) for word, one in KINDS.items()}
     if rows["good-and-bad"]:
         counts["prompts"] = 0  # some answers of people's chats are not rated
-        counts["demos"] -= len([row for row in rows["demos"] if _is_labeled(row)])
+        counts["demos"] -= len(list(filter(_is_labeled, rows["demos"])))
     most = max(counts, key=counts.__getitem__)
     kind = kind or most
     compared = sum(len(row.responses) > 1 for row in groups)
@@ -347,7 +347,7 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
     if asked and not all(map(_has_answer, groups)):
         return _read(path, name, kind, "template", {**keys, **ANSWERED})
     skipped = [row for row in loaded.skipped if not row.left_out]
-    bad = [str(row) for row in skipped]
+    bad = list(map(str, skipped))
     if len(bad) > len(groups):
         stored = sum(1 for _ in islice(reader_of(str(path), COMMAND).stored_rows(), MOST_ROWS))
         # What a row holds stands in quotes

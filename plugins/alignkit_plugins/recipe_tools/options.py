@@ -140,7 +140,7 @@ def _type(option: Mapping[str, Any]) -> str:
     if kind := option.get("x-alignkit"):
         return _REFERENCES.get(kind, kind)
     if "anyOf" in option:
-        return _one_of([_type(each) for each in option["anyOf"]])
+        return _one_of(list(map(_type, option["anyOf"])))
     if "const" in option or "enum" in option:
         return " | ".join(map(value_text, option.get("enum") or [option["const"]]))
     if "$ref" in option:
@@ -310,7 +310,7 @@ def _finished(value: Any) -> Any:
     that pydantic makes from names.
     """
     if isinstance(value, list):
-        return [_finished(item) for item in value]
+        return list(map(_finished, value))
     if not isinstance(value, dict):
         return value
     found = dict[str, Any]()

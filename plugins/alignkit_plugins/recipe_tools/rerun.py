@@ -124,7 +124,7 @@ def _lines(file: Path) -> Mapping[str, Any]:
 
 def _is_of_this_run(path: Sequence[str | int]) -> bool:
     """Whether a key of a result is a time or a place, which differ from run to run."""
-    keys = [str(key) for key in path]
+    keys = list(map(str, path))
     timed = any(key.startswith(TIMES) or key.endswith(RATES) for key in keys)
     return timed or bool(PLACES.intersection(keys))
 

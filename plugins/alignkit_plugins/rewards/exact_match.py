@@ -65,7 +65,7 @@ class ExactMatch(OfAnswers):
                 f"exact_match: {row_of(group)}: '{self.options.column}' is {value!r:.60}, not a "
                 "text, a number, or a list of these"
             )
-        return [str(each) for each in known]
+        return list(map(str, known))
 
     def _extracted(self, text: str) -> str | None:
         """The part of the answer that counts, None if there is none. Raises TimeoutError.

@@ -115,9 +115,9 @@ def _write_adapter(folder: Path, new: Path, base_name: str, quantization: str) -
 
 def _dtype(spec: ModelSpec, base_folder: Path | None) -> torch.dtype:
     """The dtype of merged weights: the recipe's, or else that of the base's files."""
-    config = (
-        read_json(base_folder / "config.json", optional=True) if base_folder is not None else {}
-    )
+    config: Mapping[str, Any] = {}
+    if base_folder is not None:
+        config = read_json(base_folder / "config.json", optional=True)
     stored = str(config.get("dtype") or config.get("torch_dtype"))
     if spec.dtype == "auto" and stored in DTYPES:
         return DTYPES[stored]

@@ -119,4 +119,6 @@ def cut(text: str, longest: int, mark: str = "...") -> str:
     """The beginning of a text that is longer, with a mark at its end; both have at most `longest`
     characters.
     """
-    return text if len(text) <= longest else text[: longest - len(mark)].rstrip() + mark
+    if len(text) <= longest:
+        return text
+    return text[: longest - len(mark)].rstrip() + mark

@@ -30,7 +30,7 @@ class ReadableTurn(NamedTuple):
 
 def readable_turns(group: Group) -> list[ReadableTurn]:
     """A row for a reader, in full: each turn of the prompt, then each response with its facts."""
-    rows = [_turn(turn) for turn in group.prompt]
+    rows = list(map(_turn, group.prompt))
     for (name, *facts), response in zip(response_names(group), group.responses, strict=True):
         for score, value in response.scores.items():
             facts.append(f"{score} {value}")

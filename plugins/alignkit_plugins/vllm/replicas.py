@@ -163,7 +163,7 @@ class Replicas:
 
     def each(self, work: Work) -> None:
         """Do something with every server."""
-        self._runner.run(_all_of(work(replica) for replica in self.all))
+        self._runner.run(_all_of(map(work, self.all)))
 
     def ask(
         self,
@@ -194,7 +194,7 @@ class Replicas:
             done(count)
             return result
 
-        return self._runner.run(_all_of(answer(body) for body in bodies))
+        return self._runner.run(_all_of(map(answer, bodies)))
 
     def close(self, leave: Work | None = None) -> None:
         """Do what can be done with every server at last. A call in another thread is ended."""
@@ -225,7 +225,7 @@ async def _all_of(works: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
     """The results of all, which run at once. The first failure ends the others."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in works]
+            tasks = list(map(group.create_task, works))
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
