@@ -14,7 +14,9 @@ TOOLS = ("axolotl", "llamafactory", "trl")
 
 
 def text() -> str:
-    """All tables, with a row for all words that mean the same."""
+    """Both tables, with a row for all words that mean the same. What differs is printed when a config
+    has it.
+    """
     tables = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     rows = [(_code(each.partition(": ")[0]), here) for each, here in tables["special"].items()]
     kept = []
@@ -25,13 +27,9 @@ def text() -> str:
                 kept.append(to)
             elif isinstance(to, str) or "to" in to:  # others have only one meaning here
                 rows.append((f"{start}`{word}`", _here(to)))
-    rows += [(_code(each), text) for each, text in tables["differs"].items()]
-    rows += [(f"{_code(each)} off", text) for each, text in tables["unset"].items()]
     named: dict[str, list[str]] = {}
     for word, here in rows:
         named.setdefault(here, []).append(word)
-    for here in [here for here in named if here.startswith("see `")]:
-        named[dict(rows)[here.removeprefix("see ")]] += named.pop(here)
     words: dict[str, dict[str, list[str]]] = {}
     for tool in TOOLS:
         for word, there in tables[tool]["names"].items():
