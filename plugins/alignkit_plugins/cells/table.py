@@ -117,7 +117,8 @@ def difference(one: Any, other: Any, names: Sequence[str] = SAME) -> str:
     """
     for name in names:
         ours, theirs = _comparable(one.get(name)), _comparable(other.get(name))
-        if name in BY_METRIC:  # which one of them may lack
+        # One of them may lack a metric; digests of options have these names, too
+        if name in BY_METRIC and isinstance(ours, Mapping):
             shared = ours.keys() & theirs.keys()
             ours, theirs = ({key: own[key] for key in shared} for own in (ours, theirs))
         if ours != theirs and name in READABLE:
