@@ -55,7 +55,9 @@ def bad_rows_error(bad: Sequence[object]) -> DataError:
 
 def skips(bad: Sequence[object]) -> str:
     """What is said of bad rows that are skipped; nothing if there are none."""
-    return f"bad rows skipped: {len(bad)}, the first: {bad[0]}" if bad else ""
+    if not bad:
+        return ""
+    return f"bad rows skipped: {len(bad)}, the first: {bad[0]}"
 
 
 def left_out(rows: Iterable[SkippedRow]) -> str:
@@ -65,7 +67,9 @@ def left_out(rows: Iterable[SkippedRow]) -> str:
         if row.left_out:
             reasons.setdefault(row.reason, []).append(str(row.row))
     words = [f"{reason} ({len(at)}: row {listed(at)})" for reason, at in reasons.items()]
-    return f"left out: {', '.join(words)}" if words else ""
+    if not words:
+        return ""
+    return f"left out: {', '.join(words)}"
 
 
 def raise_if_bad(row: Any) -> Any:

@@ -77,7 +77,9 @@ def change_since(record: Mapping[str, Any], parts: Mapping[str, Any], stage: Sta
     """
     now = redacted(json.loads(json.dumps(parts, default=str)))
     found = record.get("depends_on") and differing(record["depends_on"], now, stage.kind)
-    return f" ({listed(found)})" if found else ""
+    if not found:
+        return ""
+    return f" ({listed(found)})"
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any], kind: str) -> list[str]:

@@ -194,7 +194,9 @@ def _bought(row: Row, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _longer(share: float) -> str:
-    return "longer" if share > 0 else "shorter"
+    if share > 0:
+        return "longer"
+    return "shorter"
 
 
 def longer_by(rows: Sequence[Row], policy: str, baseline: str) -> float | None:
