@@ -28,13 +28,13 @@ sft:
   epochs: 3
   batch_size: 8
 online:
-  algorithm: ppo
+  algorithm: grpo
   prompts: questions.jsonl
   reward: {python: {path: FILE, function: late}}
-  rollout: {samples_per_prompt: 4, max_new_tokens: 24, stop: [o, n]}
-  iterations: 12
-  prompts_per_iteration: 12
-  batch_size: 12
+  rollout: {samples_per_prompt: 4, max_new_tokens: 12, stop: [o, n]}
+  iterations: 10
+  prompts_per_iteration: 10
+  batch_size: 10
   learning_rate: 1e-2
 dpo:
   algorithm: dpo

@@ -180,16 +180,16 @@ def test_planted_causes_are_named_and_healthy_stages_have_none(
 # Another list, written before it was tried, with other data, rewards, sizes and seeds. What the
 # diagnosis must say, the stage of `made_to_fail`, and its overrides
 FRESH = """
-rate is too high      | online | learning_rate=0.3 seed=11
+rate is too high      | online | algorithm=ppo learning_rate=0.3 seed=11
 learning_rate         | sft    | learning_rate=1 seed=12
 ran out               | online | algorithm=reinforce_pp lr_scheduler_type={polynomial:{power:10}} seed=13
 ran out               | dpo    | lr_scheduler_type={polynomial:{power:9}} epochs=6 seed=14
 kl_coefficient        | online | algorithm={ppo:{kl_coefficient:20}} seed=15
 kl_coefficient        | online | algorithm={grpo:{kl_coefficient:20}} seed=16
-rises with the length | online | algorithm=rloo reward=length rollout.max_new_tokens=48 seed=17
-rises with the length | online | algorithm=grpo reward.python.function=letters rollout.max_new_tokens=48 seed=18
+rises with the length | online | algorithm={rloo:{kl_coefficient:0.01}} reward=length rollout.max_new_tokens=24 seed=17
+rises with the length | online | reward.python.function=letters rollout.max_new_tokens=24 seed=18
 too few               | online | algorithm=reinforce_pp prompts_per_iteration=2 rollout.samples_per_prompt=2 seed=19
-truncated             | online | algorithm=grpo rollout.max_new_tokens=3 seed=20
+truncated             | online | rollout.max_new_tokens=3 seed=20
 truncated             | online | algorithm=rloo rollout.stop=[zzz] seed=21
 same reward           | online | algorithm=rloo reward.python.function=never seed=22
 reference             | dpo    | from=start reference=base seed=23
@@ -198,16 +198,16 @@ clip_range            | online | algorithm={ppo:{clip_range:0.00001}} epochs=4 s
 value                 | online | algorithm={ppo:{value_coefficient:0}} seed=26
 by heart              | sft    | data=few epochs=40 seed=27
 labels                | judge  | data=flipped seed=28
-while the mean rose   | online | algorithm=rloo reward.python.function=opposed learning_rate=0.01 seed=29
-temperature           | online | algorithm=grpo rollout.temperature=0.05 seed=30
+while the mean rose   | online | reward.python.function=opposed prompts_per_iteration=20 seed=29
+temperature           | online | rollout.temperature=0.05 seed=30
 -                     | sft    | seed=31
 -                     | dpo    | seed=32
 -                     | dpo    | learning_rate=0.0005 epochs=3 seed=33
 -                     | judge  | seed=34
 -                     | online | seed=35
--                     | online | algorithm=grpo seed=36
--                     | online | algorithm=rloo rollout.samples_per_prompt=8 seed=37
+-                     | online | rollout.samples_per_prompt=8 seed=36
+-                     | online | algorithm={rloo:{kl_coefficient:0.01}} learning_rate=0.02 seed=37
 -                     | online | algorithm=rejection_sampling seed=38
--                     | online | algorithm=reinforce_pp seed=39
--                     | online | algorithm=rloo model.lora.r=16 seed=40
+-                     | online | algorithm={ppo:{group_baseline:true,kl_coefficient:0.01}} seed=39
+-                     | online | model.lora.r=16 seed=40
 """
