@@ -211,3 +211,20 @@ temperature           | online | rollout.temperature=0.05 seed=30
 -                     | online | algorithm={ppo:{group_baseline:true,kl_coefficient:0.01}} seed=39
 -                     | online | model.lora.r=16 seed=40
 """
+
+# The last list, written before the rules were changed after the first try of that above
+FINAL = """
+rate is too high      | online | algorithm=rloo learning_rate=0.5 rollout.max_new_tokens=20 seed=51
+kl_coefficient        | online | algorithm={reinforce_pp:{kl_coefficient:50}} seed=52
+reference             | dpo    | from=start reference=base learning_rate=0.0005 epochs=3 seed=53
+temperature           | online | algorithm=ppo rollout.temperature=0.02 seed=54
+clip_range            | online | algorithm={grpo:{clip_range:0.000001}} epochs=3 seed=55
+labels                | dpo    | data=flipped epochs=4 seed=56
+by heart              | judge  | data=few epochs=40 learning_rate=0.01 seed=57
+same reward           | online | algorithm=ppo reward.python.function=never seed=58
+-                     | sft    | learning_rate=0.005 epochs=4 seed=61
+-                     | dpo    | model.lora.r=8 seed=62
+-                     | judge  | model.lora.r=8 seed=63
+-                     | online | prompts_per_iteration=14 seed=64
+-                     | online | learning_rate=0.02 seed=65
+"""
