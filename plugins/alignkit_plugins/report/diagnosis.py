@@ -24,11 +24,17 @@ LEAP = 0.3  # the same, by the KL to the reference, which is noisier
 FAR = 0.5  # nats per token to the reference, as far as a policy goes that nothing holds
 UNMOVED = 0.02  # nats per response that a policy of a whole stage has moved
 BEGAN_APART = 0.1  # nats per response between policy and reference before the first update
+BEGAN_UNEVEN = 0.02  # the same, of DPO's loss, which is log 2 if they are equal
 WITH_LENGTH = 0.8  # correlation of reward and length over iterations
 LONGER = 1.25  # lengths of the last part against the first
-CUT = 0.5  # share of truncated responses
+CUT = 0.5  # share of truncated responses, and of clipped tokens
+ALIKE = 0.8  # self-BLEU above which samples hardly differ
+CLEAR = 2.5  # standard errors by which a reward falls
+OPPOSITE = 0.3  # share of a margin by which held-out pairs say the opposite
+STRONG = 10  # KL coefficient, in deviations of the reward: no policy gains a tenth of one
 EQUAL = 0.02  # share of the rewards' deviation that is within prompts
-TURNED, FLAT = 1.02, 0.99  # a held-out loss against its lowest; a loss against that at the start
+TURNED = 0.1  # share of what a held-out loss had gained that it gives back
+FLAT = 0.99  # a loss against that at the start
 FEW, FEW_STEPS = 4, 20  # iterations, and steps, that show no trend
 
 
@@ -43,6 +49,12 @@ class Course(NamedTuple):
 
     def y(self, name: str) -> Sequence[float]:
         return self.curves.get(name, NONE).y
+
+    @property
+    def kl_coefficient(self) -> float | None:
+        """That of the first iteration; None if nothing says it."""
+        known: list[float | None] = [*self.y("kl_coefficient")]
+        return [*known, self.options.get("kl_coefficient")][0]
 
     def ends(self, name: str) -> tuple[float, float]:
         """Means of the first and of the last third of a curve; without values 0."""
@@ -95,7 +107,13 @@ def _rate_too_high(course: Course) -> Iterator[str]:
 
 def _equal_rewards(course: Course) -> Iterator[str]:
     within, every = course.y("reward_std_within"), course.y("reward_std")
-    if within and max(within) <= EQUAL * max(every, default=0.0):
+    alike = course.y("self_bleu")
+    if alike and alike[0] > ALIKE:
+        yield (
+            f"The answers to a prompt are nearly the same (self-BLEU {alike[0]:.2g} at the start), "
+            "so there is little to learn from: raise rollout.temperature."
+        )
+    elif within and max(within) <= EQUAL * max(every, default=0.0):
         yield (
             "All answers to a prompt have the same reward, or almost, so there is little to learn "
             "from: choose a reward that tells them apart, or other prompts."
@@ -126,22 +144,41 @@ def _length(course: Course) -> Iterator[str]:
 
 
 def _no_penalty(course: Course) -> Iterator[str]:
-    known = course.y("kl_coefficient") or [course.options.get("kl_coefficient", 1)]
     kl, tokens = course.ends("kl")[1], max(1.0, course.ends("response_tokens")[1])
-    if max(known) == 0 and kl > FAR * tokens:
+    if course.kl_coefficient == 0 and kl > FAR * tokens:
         yield (
             f"Nothing holds the policy near its reference, and it is {kl:.3g} nats per response "
             f"from it ({kl / tokens:.2g} per token): raise kl_coefficient."
         )
 
 
-def _reference(course: Course) -> Iterator[str]:
-    kl = course.y("kl")
-    if kl and kl[0] > BEGAN_APART:
+def _clipped(course: Course) -> Iterator[str]:
+    shares = course.y("clip_fraction")
+    if shares and fmean(shares) > CUT and not any(_rate_too_high(course)):
         yield (
-            f"It began {kl[0]:.3g} nats per response from its reference, before it had learned "
-            "anything: 'reference' is not the policy that it begins with."
+            f"{fmean(shares):.0%} of the tokens are clipped, and so not learned from, although the "
+            "policy moves little: raise clip_range."
         )
+
+
+def _value(course: Course) -> Iterator[str]:
+    still = max(course.y("value_grad_norm"), default=1.0) == 0
+    if still and not any(_equal_rewards(course)):
+        yield "The value function learns nothing: raise value_coefficient."
+
+
+def _reference(course: Course) -> Iterator[str]:
+    losses, kl = course.y("sigmoid"), course.y("kl")
+    if kl and kl[0] > BEGAN_APART:
+        apart = f"{kl[0]:.3g} nats per response from its reference"
+    elif losses and abs(losses[0] - math.log(2)) > BEGAN_UNEVEN:
+        apart = f"with a loss of {losses[0]:.3g}, and not with the log 2 of its reference"
+    else:
+        return
+    yield (
+        f"It began {apart}, before it had learned anything: 'reference' is not the policy that it "
+        "begins with."
+    )
 
 
 def _kind_fell(course: Course) -> Iterator[str]:
@@ -153,13 +190,21 @@ def _nothing_learned(course: Course) -> Iterator[str]:
     gain, error = course.gain()
     if len(course.y("reward_se")) < FEW or any(_equal_rewards(course)):
         return
-    moved = max(course.y("kl") or [math.inf])
-    if moved < UNMOVED:
+    moved, pull = max(course.y("kl") or [math.inf]), course.kl_coefficient
+    within = max(course.y("reward_std_within"), default=math.inf)
+    if pull and gain < error and pull > STRONG * within:
+        yield (
+            f"The penalty of the KL outweighs the reward: kl_coefficient is {pull:.3g}, and rewards "
+            f"of a prompt's answers differ by {within:.2g}. Lower it."
+        )
+    elif moved < UNMOVED:
         yield (
             f"The policy moved only {moved:.2g} nats from its reference: raise learning_rate, or "
             "train for more iterations."
         )
-    elif abs(gain) < error:
+    elif gain < -CLEAR * error:
+        yield f"The reward fell by {-gain:.2g} (standard error {error:.2g}): lower learning_rate."
+    elif gain < error:
         yield (
             f"The samples are too few to say that it learned: the reward moved by {gain:+.2g}, and "
             f"the standard error of that is {error:.2g}. Raise prompts_per_iteration, "
@@ -169,7 +214,13 @@ def _nothing_learned(course: Course) -> Iterator[str]:
 
 def _turned(course: Course) -> Iterator[str]:
     x, losses, *_ = course.curves.get("validation/loss", NONE)
-    if losses and losses[-1] > TURNED * min(losses):
+    learned, margins = course.ends("rewards/margins")[1], course.y("validation/rewards/margins")
+    if margins and margins[-1] < -OPPOSITE * learned < 0:
+        yield (
+            f"The held-out pairs say the opposite of what it learned: a margin of {margins[-1]:.2g} "
+            f"against {learned:.2g}. Check which of them have their labels flipped."
+        )
+    elif losses and losses[-1] - min(losses) > TURNED * (losses[0] - min(losses)):
         best = x[losses.index(min(losses))]
         yield (
             f"The held-out loss was lowest at step {best:.0f} ({short(min(losses))}) and is "
@@ -192,6 +243,8 @@ RULES: Mapping[bool, Sequence[Callable[[Course], Iterator[str]]]] = {
     True: (
         _equal_rewards,
         _rate_too_high,
+        _clipped,
+        _value,
         _rate_ran_out,
         _reference,
         _truncated,
@@ -200,5 +253,5 @@ RULES: Mapping[bool, Sequence[Callable[[Course], Iterator[str]]]] = {
         _kind_fell,
         _nothing_learned,
     ),
-    False: (_rate_ran_out, _turned, _loss),
+    False: (_rate_ran_out, _reference, _turned, _loss),
 }
