@@ -45,8 +45,8 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 202_290
-  alignkit and plugins: 331_760
+  plugins: 202_550
+  alignkit and plugins: 332_020
   all Python but tests: 437_000
   tests: 403_000
   schema names: 345
