@@ -263,14 +263,17 @@ judge compared 160 pairs, and how far people agree with it is not known; the ord
   decides 21% [10, 39]; no verdict on 24 (refused).
 
 mean and 95% interval over 40 prompts (39 independent)
-                        base                sft              align
-──────────────────────────────────────────────────────────────────
-metric*          0.50 [?, ?]  2.28 [2.22, 2.35]  3.06 [2.96, 3.16]
-helpful          0.50 [?, ?]  2.28 [2.21, 2.35]  3.05 [2.95, 3.15]
-judge           59% [48, 68]                  -       59% [48, 68]
-length, tokens          5.00  22.8 [22.1, 23.5]  25.4 [24.6, 26.2]
-truncated                 5%                 5%                 5%
-KL, nats                0.74  0.00 [0.00, 0.00]  2.70 [2.62, 2.79]
+                                           base                sft              align
+─────────────────────────────────────────────────────────────────────────────────────
+metric*                             0.50 [?, ?]  2.28 [2.22, 2.35]  3.06 [2.96, 3.16]
+helpful                             0.50 [?, ?]  2.28 [2.21, 2.35]  3.05 [2.95, 3.15]
+judge                              59% [48, 68]                  -       59% [48, 68]
+judge, Bradley-Terry points       60 [-15, 133]                  -      60 [-15, 133]
+distinct-2 of a prompt's answers           0.10               0.10               0.10
+self-BLEU of them                          1.00               1.00               1.00
+length, tokens                             5.00  22.8 [22.1, 23.5]  25.4 [24.6, 26.2]
+truncated                                    5%                 5%                 5%
+KL, nats                                   0.74  0.00 [0.00, 0.00]  2.70 [2.62, 2.79]
 * lower is better
 
 prompt: question 0
