@@ -75,11 +75,11 @@ def test_the_prompt_follows_the_verdict(tmp_path: Path) -> None:
         overview.chosen(more, {"stage": "report", "outcome": outcome})
         for outcome in ("mixed", "nothing clear", "lost")
     ]
-    assert [one and (one["stage"], one["kind"]) for one in shown] == [
+    assert [(one[0]["stage"], one[0]["kind"]) for one in shown] == [
         ("report", kind) for kind in ("gain", "random", "loss")
     ]
     kinds = {
-        outcome: overview.chosen(facts, {"stage": "report", "outcome": outcome})["kind"]  # type: ignore[index]
+        outcome: overview.chosen(facts, {"stage": "report", "outcome": outcome})[0]["kind"]
         for outcome in ("gained", "mixed", "nothing clear", "lost")
     }
     # No loss is there

@@ -40,6 +40,9 @@ KL, nats               0.00                 30.00
 prompt: question 19
 sft: before 19
 align: after 19
+prompt: question 13
+sft: before 13
+align: after 13
 
 Warning: 2 of 20 prompts are training data (2 by sft)
 next: alignkit chat run/align
