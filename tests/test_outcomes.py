@@ -103,3 +103,17 @@ def test_the_rule_of_the_tuning() -> None:
     assert chosen([faster, fast, slow._replace(gain=0.1)]) == fast
     assert chosen([faster, faster._replace(facts=-0.5)]) == faster
     assert all(one.method != "sft" and abs(one.facts) < 0.2 for one in settings())
+
+
+def test_rates_are_those_that_the_tuning_chose() -> None:
+    variants = yaml.safe_load((FOLDER / "methods.yaml").read_text())
+    variants["rlaif"] = variants.pop("dpo_on_own_samples")
+    own = dict[str, list[Setting]]()
+    for one in settings():
+        own.setdefault(one.method, []).append(one)
+    for method, tried in own.items():
+        named = variants[method] or {}
+        rate = named.get(
+            "stages.align.learning_rate", named.get("stages.align", {}).get("learning_rate", 5e-4)
+        )
+        assert (method, rate) == (method, chosen(tried).rate)
