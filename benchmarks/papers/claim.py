@@ -187,7 +187,7 @@ class Claim:
         if name not in rows or not (stored := self.stored([rows[name]])):
             raise SystemExit(f"{self.name}: no row '{name}'; they are {', '.join(rows)}")
         (old,) = stored
-        new = {**old, **self._computed(rows[name], work)}
+        new = {**old, **self._computed(rows[name], work / name)}
         other = [
             part
             for part in ("weights", "values")
