@@ -69,6 +69,8 @@ OFFLINE = """
 {loss: [2, 2, 9, 9]}                           | The loss did not fall, from 2 to 9
 {loss: [2, 2, 1, 1], validation/loss: [2, 1, 1.1, 1.05]} | -
 {loss: [2, 2, 1, 1], validation/loss: [2, 1, 1.1, 1.2]} | The held-out loss was lowest at step 6 (1)
+{loss: [2, 2, 1, 1], validation/loss: [1, 1, 1.004, 1.008]} | -
+{loss: [2, 2, 1, 1], validation/loss: [1, 1, 1.01, 1.02]} | The held-out loss was lowest at step 1 (1)
 {loss: [2, 2, 1, 1], learning_rate: [1, 1, 0, 0]}       | Learning is near 0 from step 11 of 20 on
 {sigmoid: [0.6931, 0.6, 0.5, 0.4]}                      | -
 {sigmoid: [0.6, 0.6, 0.5, 0.4]}                         | It began with a loss of 0.6

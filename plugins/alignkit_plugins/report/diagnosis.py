@@ -34,6 +34,7 @@ OPPOSITE = 0.3  # share of a margin by which held-out pairs say the opposite
 STRONG = 10  # KL coefficient, in deviations of the reward: no policy gains a tenth of one
 EQUAL = 0.02  # share of the rewards' deviation that is within prompts
 TURNED = 0.1  # share of what a held-out loss had gained that it gives back
+RISEN = 0.01  # share of its lowest that it has risen by
 FLAT = 0.99  # a loss against that at the start
 FEW, FEW_STEPS = 4, 20  # iterations, and steps, that show no trend
 
@@ -220,10 +221,14 @@ def _turned(course: Course) -> Iterator[str]:
             f"The held-out pairs say the opposite of what it learned: a margin of {margins[-1]:.2g} "
             f"against {learned:.2g}. Check which of them have their labels flipped."
         )
-    elif losses and losses[-1] - min(losses) > TURNED * (losses[0] - min(losses)):
-        best = x[losses.index(min(losses))]
+        return
+    if not losses:
+        return
+    low = min(losses)
+    if losses[-1] - low > max(TURNED * (losses[0] - low), RISEN * low):
+        best = x[losses.index(low)]
         yield (
-            f"The held-out loss was lowest at step {best:.0f} ({short(min(losses))}) and is "
+            f"The held-out loss was lowest at step {best:.0f} ({short(low)}) and is "
             f"{short(losses[-1])} at the end: it learns its training data by heart. The best epoch "
             "is the result; lower epochs or learning_rate."
         )
