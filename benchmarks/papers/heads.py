@@ -25,7 +25,7 @@ from alignkit.io.atomic import made_once
 from alignkit.io.text import cache_folder
 from alignkit_plugins.bases import smollm2
 from alignkit_plugins.cells.crossed import Array
-from alignkit_plugins.rewards.refusal import WEIGHTS, features
+from alignkit_plugins.rewards.refusal import logit
 
 ANSWERS = Path(__file__).with_name("answers.jsonl.gz")
 LAYERS = 8  # of 30
@@ -187,7 +187,7 @@ def answers(folder: Path) -> Answers:
         row = json.loads(line)
         own = [one["text"] for one in row["responses"]]
         texts += [Text(row["prompt"], text) for text in own]
-        gold.append([-sum(WEIGHTS.get(one, 0) for one in features(text)) for text in own])
+        gold.append([-logit(text) for text in own])
     found = states(texts, folder)
     return Answers(found.reshape(len(gold), -1, found.shape[-1]), np.array(gold))
 

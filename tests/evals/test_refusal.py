@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -150,3 +153,18 @@ def test_it_agrees_with_our_labels_of_the_policies_answers_as_often_as_the_pages
     for page in pages:
         text = (ROOT / page).read_text(encoding="utf-8")
         assert "99% [97, 100] of 193 answers" in re.sub(r"\s*\n(?:# *)?", " ", text), page
+
+
+def test_logits_do_not_depend_on_the_order_of_words_in_a_set() -> None:
+    code = (
+        "from alignkit_plugins.rewards.refusal import WEIGHTS, logit\n"
+        "texts = [' '.join(list(WEIGHTS)[at : at + 12]) for at in range(0, 600, 12)]\n"
+        "print([logit(text) for text in texts])"
+    )
+    found = set[str]()
+    for seed in "123":
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        found.add(done.stdout)
+    assert len(found) == 1

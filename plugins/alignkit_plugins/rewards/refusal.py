@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from itertools import pairwise
+from math import fsum
 from pathlib import Path
 
 from alignkit import Field
@@ -38,7 +39,12 @@ def features(answer: str) -> set[str]:
 
 def refuses(answer: str) -> bool:
     """Whether the beginning of an answer declines the request."""
-    return sum(WEIGHTS.get(feature, 0) for feature in features(answer)) > 0
+    return logit(answer) > 0
+
+
+def logit(answer: str) -> float:
+    """How clearly it does. Features have no order, so the sum has none either."""
+    return fsum(WEIGHTS.get(feature, 0.0) for feature in features(answer))
 
 
 class Refusal(Scaled, OfPhrases):
