@@ -241,7 +241,8 @@ def intervals() -> dict[tuple[str, str], tuple[float, float]]:
     found = {}
     for row in rows:
         policy = "align" if row.policy == "ppo" else row.policy
-        found[policy, row.metric] = row.estimate["low"], row.estimate["high"]
+        if "low" in row.estimate:  # minutes have no interval
+            found[policy, row.metric] = row.estimate["low"], row.estimate["high"]
     return found
 
 

@@ -322,8 +322,8 @@ def test_rows_know_their_rule_and_a_changed_rule_voids_them(
     changed = json.loads((folder / "rows" / "start-3.json").read_text(encoding="utf-8"))
     with pytest.raises(SystemExit, match="no row 'ours-5-3'; they are start-0, ours-1-0"):
         Claim("fake").verify("ours-5-3", tmp_path)
-    (tmp_path / "run" / "kept").mkdir(parents=True)
-    (tmp_path / "run" / "kept" / "adapter.safetensors").touch()
+    (tmp_path / "start-3" / "run").mkdir(parents=True)
+    (tmp_path / "start-3" / "run" / "adapter.safetensors").touch()
     with pytest.raises(SystemExit, match="start-3 has other weights; computed on"):
         Claim("fake").verify("start-3", tmp_path)
     changed["values"] = 0.5
