@@ -83,6 +83,8 @@ def table(claim: Claim) -> str:
     for one in claim.findings():
         estimate: Any = {"mean": one.mean, "low": one.low, "high": one.high}
         here = f"{one.mean:.1e}" if one.low is None else interval_text(estimate, sign=True)
+        if one.low is not None and min(one.values) == max(one.values):
+            here = f"{one.mean:.2g} with every seed"
         seen = f"{one.seen[0]:.2g} to {one.seen[2]:.2g}" if one.seen else ""
         lines.append([name_of(one), one.needs, here, f"**{one.result}**", seen])
     here = f"here, {1 - LEVEL:.0%} for all together"
