@@ -261,7 +261,7 @@ def preview(group: Group, length: int = _PREVIEW_LENGTH) -> str:
 
 def previews(groups: Sequence[Group]) -> str:
     """Previews of the first groups, and the number of the others."""
-    return listed(list(map(preview, groups)))
+    return listed(groups, word=preview)
 
 
 def group_id(

@@ -61,10 +61,10 @@ def typed(text: str, entities: bool = False) -> str:
     return _OTHERWISE.sub(lambda match: _TYPED[match[0]], unicodedata.normalize("NFC", text))
 
 
-def listed(words: Sequence[str], most: int = 3) -> str:
-    """The first words, and how many more there are."""
-    more = f" and {len(words) - most:,} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + more
+def listed(items: Sequence[Any], most: int = 3, word: Callable[[Any], str] = str) -> str:
+    """The first items in words, and how many more there are."""
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return ", ".join(map(word, items[:most])) + more
 
 
 def duration(seconds: float, digits: int = 1) -> str:

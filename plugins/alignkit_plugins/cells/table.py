@@ -122,7 +122,7 @@ def difference(one: Any, other: Any, names: Sequence[str] = SAME) -> str:
             shared = ours.keys() & theirs.keys()
             ours, theirs = ({key: own[key] for key in shared} for own in (ours, theirs))
         if ours != theirs and name in READABLE:
-            words = listed(list(map(change_in_words, changes(ours, theirs))))
+            words = listed(changes(ours, theirs), word=change_in_words)
             return f"they differ in {name} ({words})"
         if ours != theirs:
             return f"they differ in {name}"
