@@ -188,11 +188,7 @@ class Claim:
             raise SystemExit(f"{self.name}: no row '{name}'; they are {', '.join(rows)}")
         (old,) = stored
         new = {**old, **self._computed(rows[name], work / name)}
-        other = [
-            part
-            for part in ("weights", "values")
-            if part in old and _lasting(old[part]) != _lasting(new[part])
-        ]
+        other = [part for part in ("weights", "values") if part in old and old[part] != new[part]]
         where = f"computed on {old['processor']}, now on {processor()}"
         if other:
             raise SystemExit(f"{self.name}: {name} has other {' and '.join(other)}; {where}")
@@ -246,13 +242,6 @@ def processor() -> str:
     import torch
 
     return torch.backends.cpu.get_cpu_capability()
-
-
-def _lasting(values: Any) -> Any:
-    """Values without times, which differ from run to run."""
-    if isinstance(values, dict):
-        return {key: value for key, value in values.items() if key != "seconds"}
-    return values
 
 
 def by_seed(values: Mapping[int, Any]) -> crossed.Array:
@@ -320,6 +309,13 @@ def _run(recipe: Path, run: Path, stages: Sequence[str], words: Sequence[str]) -
         run_recipe(replace(load_recipe(recipe, words), chosen=tuple(stages)), run)
 
 
+def over_seeds(values: Sequence[float]) -> drawing.Point:
+    """A mean with its 95% interval; without one, if there is none."""
+    one: Any = estimate(values)
+    low, high = (one["mean"] if one[end] is None else one[end] for end in ("low", "high"))
+    return drawing.Point(one["mean"], low, high, values)
+
+
 def lines_of(
     at: Sequence[float], values: Mapping[str, Sequence[Sequence[float]]]
 ) -> dict[str, drawing.Line]:
@@ -328,10 +324,8 @@ def lines_of(
     for name, seeds in values.items():
         y, band = list[float](), list[tuple[float, float]]()
         for column in np.array(seeds, float).T.tolist():
-            one = estimate(column)
-            middle, low, high = one["mean"], one["low"], one["high"]
-            assert middle is not None
-            y.append(middle)
-            band.append((middle if low is None else low, middle if high is None else high))
+            one = over_seeds(column)
+            y.append(one.mean)
+            band.append((one.low, one.high))
         found[name] = drawing.Line(at, y, band if len(seeds) > 1 else ())
     return found

@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from alignkit import Group, Message
+from alignkit import Group, Message, Response
 from alignkit.data.group import write_groups
 
 PAD, END, QUESTION = "<pad>", "<end>", "<q>"
@@ -49,6 +49,9 @@ class Problem:
 
     def ids(self, answer: str) -> tuple[int, ...]:
         return tuple(3 + self.letters.index(letter) for letter in answer.split())
+
+    def response(self, answer: str) -> Response:
+        return Response(answer, tokens=self.ids(answer), truncated=True)
 
     @cached_property
     def rewards(self) -> Tensor:
@@ -146,9 +149,14 @@ def write_reward(problem: Problem, name: str = "reward", values: Tensor | None =
     return {"python": {"path": f"{name}.py", "function": name}}
 
 
+def question(text: object) -> tuple[Message, ...]:
+    """A prompt. The tokenizer drops numbers, so that prompts which differ by them have equal tokens."""
+    return (Message(role="user", content=str(text)),)
+
+
 def write_prompts(problem: Problem, count: int) -> dict[str, Any]:
     """Prompts that differ in words but not in tokens: the tokenizer drops what the user says."""
-    groups = [Group((Message(role="user", content=str(i)),), id=str(i)) for i in range(count)]
+    groups = [Group(question(i), id=str(i)) for i in range(count)]
     write_groups(problem.folder / "prompts.jsonl", groups)
     return {"path": "prompts.jsonl"}
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from alignkit.data.group import read_groups
-from alignkit.evaluation.statistics import estimate
 from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.report import drawing
+from benchmarks.papers.claim import over_seeds
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -60,7 +60,4 @@ def measures(rows: Rows, rule: Mapping[str, Any]) -> dict[str, dict[int, Array]]
 
 def point(measured: Mapping[int, Array]) -> drawing.Point:
     """A mean over seeds, with its interval."""
-    seeds = [float(value.mean()) for value in measured.values()]
-    one: Any = estimate(seeds)
-    low, high = (one["mean"] if one[end] is None else one[end] for end in ("low", "high"))
-    return drawing.Point(one["mean"], low, high, seeds)
+    return over_seeds([float(value.mean()) for value in measured.values()])

@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from alignkit import Group, Message, Response
+from alignkit import Group
 from alignkit.data.group import write_groups
 from alignkit_plugins.report import drawing
 from alignkit_plugins.rewards.honesty import ABSTAINS, RIGHT, WRONG, Honesty
 from benchmarks.papers.claim import Row, lines_of, run_stages
-from benchmarks.papers.enumerable import Problem, make
+from benchmarks.papers.enumerable import Problem, make, question
 
 KINDS = "ABCDEFGH"  # of questions; each is a token
 UNKNOWN = "idk"
@@ -70,11 +70,9 @@ def write_data(problem: Problem, known: Mapping[str, Sequence[str]], unknown: in
     for kind, answers in known.items():
         for at, answer in enumerate([*answers, *[UNKNOWN] * unknown]):
             name = f"{kind} {at}"
-            prompt = (Message(role="user", content=name),)
-            said = Response(answer, tokens=problem.ids(answer), truncated=True)
-            shown.append(Group(prompt, (said,), id=name))
+            shown.append(Group(question(name), (problem.response(answer),), id=name))
             if answer != UNKNOWN:
-                questions.append(Group(prompt, id=name, meta={"answers": [answer]}))
+                questions.append(Group(question(name), id=name, meta={"answers": [answer]}))
     write_groups(problem.folder / "demos.jsonl", shown)
     write_groups(problem.folder / "questions.jsonl", questions)
 

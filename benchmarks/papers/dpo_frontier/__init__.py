@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from alignkit import Group, Message, Pair, Response
+from alignkit import Group, Pair
 from alignkit.data.group import write_groups
 from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.report import drawing
@@ -22,6 +22,7 @@ from benchmarks.papers.enumerable import (
     kl,
     make,
     preferences,
+    question,
     tilted,
     write_prompts,
     write_reward,
@@ -78,7 +79,7 @@ def write_data(problem: Problem, count: int) -> None:
     wins = torch.rand(count, generator=draw) < preferences(problem)[first, second]
     better = torch.where(wins, first, second).tolist()
     worse = torch.where(wins, second, first).tolist()
-    responses = [Response(a, tokens=problem.ids(a), truncated=True) for a in problem.answers]
+    responses = list(map(problem.response, problem.answers))
     pairs = tuple(Pair(i, j) for i, j in zip(better, worse, strict=True) if i != j)
     chosen, rows = list[Group](), list[Group]()
     for at, answer in enumerate(better):
@@ -89,11 +90,6 @@ def write_data(problem: Problem, count: int) -> None:
     write_groups(problem.folder / "chosen.jsonl", chosen)
     write_prompts(problem, 64)
     write_reward(problem)
-
-
-def question(at: int) -> tuple[Message, ...]:
-    """Prompts whose tokens are equal, see `write_prompts`."""
-    return (Message(role="user", content=str(at)),)
 
 
 # What the points say

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignkit import Group, Message, Pair, Response
+from alignkit import Group, Pair
 from alignkit.data.group import read_groups, write_groups
 from alignkit_plugins.command_line.words import read_words
 from alignkit_plugins.report import drawing
@@ -25,6 +25,7 @@ from benchmarks.papers.enumerable import (
     kl,
     make,
     normalized,
+    question,
     smooth,
     write_prompts,
     write_reward,
@@ -83,27 +84,20 @@ def write_pairs(problem: Problem, gold: Tensor, count: int, wrong: float) -> Non
     turned, rows = torch.rand(count, generator=draw) < wrong, list[Group]()
     for at, (one, other) in enumerate(both.reshape(2, -1).T.tolist()):
         first = bool(gold[one] > gold[other]) != bool(turned[at])
-        responses = [answer(problem, index) for index in ((one, other) if first else (other, one))]
+        order = (one, other) if first else (other, one)
+        responses = [problem.response(problem.answers[index]) for index in order]
         if one != other:
-            rows.append(Group(asked(at), tuple(responses), (Pair(0, 1),), id=str(at)))
+            rows.append(Group(question(at), tuple(responses), (Pair(0, 1),), id=str(at)))
     write_groups(problem.folder / "pairs.jsonl", rows)
-
-
-def answer(problem: Problem, index: int) -> Response:
-    text = problem.answers[index]
-    return Response(text, tokens=problem.ids(text), truncated=True)
-
-
-def asked(at: int) -> tuple[Message, ...]:
-    """Prompts whose tokens are equal, see `write_prompts`."""
-    return (Message(role="user", content=str(at)),)
 
 
 def scores(problem: Problem, reward: Path) -> Tensor:
     """What a reward model gives to every answer [answers]."""
     file, out = problem.folder / "answers.jsonl", problem.folder / "scores.jsonl"
-    every = range(len(problem.answers))
-    write_groups(file, [Group(asked(0), (answer(problem, at),), id=str(at)) for at in every])
+    rows = list[Group]()
+    for at, answer in enumerate(problem.answers):
+        rows.append(Group(question(0), (problem.response(answer),), id=str(at)))
+    write_groups(file, rows)
     base = [f"model.base={problem.base}", "model.lora=none", "model.dtype=float32"]
     answer_and_score(read_words([], data=str(file), rewards=[str(reward)]), base, out)
     found = list[float]()

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignkit import Group, Message, Response
+from alignkit import Group
 from alignkit.data.group import write_groups
 from alignkit_plugins.report import drawing
 from benchmarks.papers.claim import Row, lines_of, run_stages
-from benchmarks.papers.enumerable import Problem, make
+from benchmarks.papers.enumerable import Problem, make, question
 
 QUESTION = 2  # the token that ends a prompt
 
@@ -40,9 +40,8 @@ def compute(row: Row, rule: Mapping[str, Any], folder: Path) -> Any:
     groups = list[Group]()
     for prompt, demo in zip(known, demos, strict=True):
         asked = " ".join(words[at] for at in every[prompt])
-        text = problem.answers[demo]
-        response = Response(text, tokens=problem.ids(text), truncated=True)
-        groups.append(Group((Message(role="user", content=asked),), (response,), id=asked))
+        response = problem.response(problem.answers[demo])
+        groups.append(Group(question(asked), (response,), id=asked))
     write_groups(folder / "demos.jsonl", groups)
     settings = [f"stages.sft.learning_rate={row.rate}", f"seed={row.seed}"]
     run_stages("sft_epochs", folder, folder / "run", ["sft"], settings)
