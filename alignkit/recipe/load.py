@@ -87,7 +87,7 @@ def load_named(
     return recipe
 
 
-def stages_of(data: Any) -> dict[str, Any]:
+def stages_of(data: Any) -> Mapping[str, Any]:
     """The stages of a recipe, or none instead of anything else, which is a mistake elsewhere."""
     return mapping(children(data).get("stages"))
 

@@ -8,7 +8,7 @@ and `1_000`, `12:30` and dates are text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -318,16 +318,16 @@ def _file(
     return _merged(extended, data), {**places, **reader.places}
 
 
-def children(value: Any) -> dict[Any, Any]:
+def children(value: Any) -> Mapping[Any, Any]:
     """What is in a mapping by key, or in a list by index; anything else is empty."""
     if isinstance(value, list | tuple):
         return dict(enumerate(value))
     return mapping(value)
 
 
-def mapping(value: Any) -> dict[Any, Any]:
+def mapping(value: Any) -> Mapping[Any, Any]:
     """A mapping; anything else is an empty one."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return value
     return {}
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit.evaluation.statistics import bought_with_length
+from alignkit.recipe.yaml import mapping
 from alignkit_plugins.compare.rows import (
     BASE_MODEL,
     COIN,
@@ -25,7 +26,7 @@ from alignkit_plugins.compare.rows import (
     deciding,
     rows_in,
 )
-from alignkit_plugins.text.readable import bounds, estimate_text, mapping
+from alignkit_plugins.text.readable import bounds, estimate_text
 
 LONGER_IS_BETTER, SHORTER_IS_BETTER = f"{PAIRS}, better is longer", f"{PAIRS}, better is shorter"
 LONGER = 0.2  # share by which lengths may differ without a warning

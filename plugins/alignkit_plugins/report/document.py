@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.contract.report import Report, Table
+from alignkit.recipe.yaml import mapping
 from alignkit_plugins.ai_feedback.judge_card import sentence
 from alignkit_plugins.cells.earlier import evaluated
 from alignkit_plugins.compare.rows import RATED, Row, main_rows, rows_in
@@ -20,7 +21,7 @@ from alignkit_plugins.report import data_card
 from alignkit_plugins.report.facts import stage_words
 from alignkit_plugins.report.figures import figures_of, intervals, worded
 from alignkit_plugins.servers.page import templates
-from alignkit_plugins.text.readable import duration, estimate_text, mapping, short, size
+from alignkit_plugins.text.readable import duration, estimate_text, short, size
 
 SIDE_BY_SIDE = 3  # prompts whose answers the first screen shows
 

@@ -16,7 +16,7 @@ from alignkit.errors import refuse
 from alignkit.evaluation import held_out
 from alignkit.io.results import AGREEMENT, RECIPE, damage_of, json_lines, read_record
 from alignkit.io.text import listed, redacted
-from alignkit.recipe.yaml import plain_data
+from alignkit.recipe.yaml import mapping, plain_data
 from alignkit.tokens.counts import DROP_REASONS
 from alignkit_plugins.cells.earlier import ONE_SEED, Change, changed, with_earlier
 from alignkit_plugins.command_line.find import find_run
@@ -27,7 +27,7 @@ from alignkit_plugins.report.diagnosis import diagnosis
 from alignkit_plugins.report.figures import series_of
 from alignkit_plugins.report.history import read_object, starts_of, warnings_of
 from alignkit_plugins.report.samples import samples
-from alignkit_plugins.text.readable import estimate_text, mapping, number
+from alignkit_plugins.text.readable import estimate_text, number
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
 ACRONYM = 4  # characters of a name that is one, such as `ppo`

@@ -8,6 +8,7 @@ from typing import Any
 
 from alignkit.evaluation import statistics
 from alignkit.io import text
+from alignkit.recipe.yaml import mapping
 
 
 def number(value: Any) -> float | None:
@@ -18,11 +19,6 @@ def number(value: Any) -> float | None:
         and abs(value) <= float_info.max
     )
     return float(value) if known else None
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """A mapping of a file, or an empty one."""
-    return value if isinstance(value, Mapping) else {}
 
 
 def short(value: Any) -> str:
