@@ -8,7 +8,6 @@ from typing import Any
 
 from alignkit.evaluation import statistics
 from alignkit.io import text
-from alignkit.recipe.yaml import mapping
 
 
 def number(value: Any) -> float | None:
@@ -51,7 +50,7 @@ def estimate_text(
 
 def bounds(estimate: Any) -> tuple[float | None, float | None, float | None]:
     """Mean, low and high of an estimate; None for each that is missing."""
-    known = mapping(estimate)
+    known = estimate if isinstance(estimate, Mapping) else {}
     return number(known.get("mean")), number(known.get("low")), number(known.get("high"))
 
 
