@@ -9,7 +9,6 @@ every clone. The runs train SmolLM2-135M: on two cores 5 to 20 minutes each.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from alignkit.io.results import (
 )
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
+from alignkit_plugins.servers.page import breakable
 
 ROOT = Path(__file__).resolve().parent.parent
 GALLERY = ROOT / "docs" / "gallery"
@@ -84,8 +84,8 @@ def write_page(folder: Path) -> None:
 
 def page_of(folder: Path) -> str:
     """The report of a kept run, as today's code writes it."""
-    text = page(facts_of(folder)).replace(f"{folder}/", f"runs/{folder.name}/")
-    return re.sub(rf">/\S*gallery/{folder.name}<", f">runs/{folder.name}<", text)
+    text, shown = page(facts_of(folder)), f"runs/{folder.name}"
+    return text.replace(breakable(folder), shown).replace(str(folder), shown)
 
 
 def _neutral(text: str) -> str:
