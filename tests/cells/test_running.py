@@ -13,6 +13,7 @@ import pytest
 
 import alignkit
 from alignkit.cli import main
+from alignkit.io.results import read_checked, write_checked
 from alignkit.recipe import load
 from alignkit.runs.services import begin
 from alignkit.runs.signals import request_stop
@@ -87,7 +88,7 @@ def test_cells_share_what_does_not_vary_and_make_one_table(
     assert planned() == ["more", "report"]
     assert main([*words, "--dry-run"]) == 0 and "0 of 2 cells: about" in printed()
     folder = Path("runs/many/cells")
-    one, two = (read_json(folder / f"max_steps={steps}.json") for steps in (1, 2))
+    one, two = (read_checked(folder / f"max_steps={steps}.json") for steps in (1, 2))
     for stage, same in (("sft", True), ("more", False)):
         keys = [each["stages"][stage]["hash"] for each in (one, two)]
         assert (keys[0] == keys[1]) == same
@@ -108,6 +109,14 @@ def test_cells_share_what_does_not_vary_and_make_one_table(
     assert "2 cells, seed 0" in shown and "the intervals are over prompts only" in shown
     assert "report: runs/many/report.html" in shown
     assert "<h2>Many runs" in Path("runs/many/report.html").read_text()
+    assert "differ by that" not in shown
+    ours, there = two["stages"]["sft"]["made_on"], "float32 on a slower one"
+    for stage in ("sft", "more"):
+        two["stages"][stage]["made_on"] = there
+    write_checked(folder / "max_steps=2.json", two)
+    assert main(["show", "runs/many"]) == 0
+    says = f"warning: cells computed in {ours} and {there} differ by that, too: sft, more"
+    assert says in " ".join(printed().split())
     begin(load.load_recipe(recipe), Path("runs/many"))  # the recipe itself may run there, too
     assert main(["show", "runs/many", "--csv"]) == 0
     assert printed().startswith("stage,policy,metric,seed,mean,low,high,prompts\nreport,")

@@ -22,7 +22,6 @@ from alignkit_plugins.compare.rows import ANSWERS, main_rows, rows_in
 from alignkit_plugins.compare.scores import Measure, Scale, Score, Scores, scale_of, scores_of
 from alignkit_plugins.evals import examples
 
-MACHINE = ("processor", "dtype", "threads")  # facts of a stage on which its numbers depend
 # Options of an evaluation on which its scores depend
 DECIDES = ("prompts", "rewards", "metrics", "composites", "examples")
 COMMANDS = "commands.jsonl"
@@ -92,7 +91,7 @@ def _stage(folder: Path) -> dict[str, Any]:
     """What a stage's scores depend on, and what it took."""
     record = read_record(folder)
     facts, weights = dict[str, Any](), list[str]()
-    for name in ("plugin", "hash", "seconds", "finished", *MACHINE):
+    for name in ("plugin", "hash", "seconds", "finished", "made_on"):
         facts[name] = record.get(name)
     for name, file in record.get("files", {}).items():
         if name.startswith("adapter/"):

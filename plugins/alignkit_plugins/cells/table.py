@@ -20,7 +20,7 @@ from alignkit.io.text import listed
 from alignkit_plugins.cells import crossed
 from alignkit_plugins.cells.changes import change_in_words, changes
 from alignkit_plugins.cells.crossed import Array
-from alignkit_plugins.cells.rows import MACHINE, rows_of, scores_in
+from alignkit_plugins.cells.rows import rows_of, scores_in
 from alignkit_plugins.cells.trends import FEWEST, chosen, numbers_of, trend, turn
 from alignkit_plugins.compare.rows import ANSWERS, MINUTES, Row, adjusted, deciding, plain
 from alignkit_plugins.compare.scores import Measure, Score, Scores, compare
@@ -383,8 +383,7 @@ def report_of(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
     cells = [one for run in runs for one in rows_of(run)]
     if not cells:
         raise DataError(f"{runs[0]}: no cell is complete yet")
-    blocks, facts, machines = list[Block](), dict[str, Any](), dict[str, set[str]]()
-    tables = dict[str, CellTable]()
+    blocks, facts, tables = list[Block](), dict[str, Any](), dict[str, CellTable]()
     for stage in dict.fromkeys(name for one in cells for name in one["evaluations"]):
         made = table_of([one for one in cells if stage in one["evaluations"]], stage)
         for step, one in tables.items():
@@ -393,13 +392,14 @@ def report_of(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
         blocks += _blocks(made, len(cells))
         results = list(map(plain, made.rows))
         facts[stage] = {"seeds": made.seeds, "results": results, "notes": made.notes}
-    for stage in (stage for one in cells for stage in one["stages"].values()):
-        for fact in MACHINE:
-            machines.setdefault(fact, set()).add(str(stage.get(fact) or ""))
-    for fact, seen in machines.items():
-        if len(seen - {""}) > 1:
-            different = " and ".join(sorted(seen - {""}))
-            blocks.append(f"warning: {fact}: {different}, which changes numbers")
+    computed = dict[str, list[str]]()  # on which machines -> the stages
+    for stage in dict.fromkeys(name for one in cells for name in one["stages"]):
+        made_on = {one["stages"].get(stage, {}).get("made_on") for one in cells} - {None}
+        if len(made_on) > 1:
+            computed.setdefault(" and ".join(sorted(made_on)), []).append(stage)
+    for machines, stages in computed.items():
+        text = f"warning: cells computed in {machines} differ by that, too: {listed(stages)}"
+        blocks.append(text)
     if not facts:
         blocks.append(f"{len(cells)} cells; the recipe has no step that evaluates")
     known = {"cells": [one["values"] for one in cells], "folders": [one["folder"] for one in cells]}
