@@ -17,7 +17,9 @@ from alignkit.io.results import read_checked, write_checked
 from alignkit.recipe import load
 from alignkit.runs.services import begin
 from alignkit.runs.signals import request_stop
+from alignkit_plugins.cells.axes import cells_of
 from alignkit_plugins.cells.rows import scores_in
+from alignkit_plugins.cells.running import Process
 from alignkit_plugins.compare.rows import rows_in
 from alignkit_plugins.compare.scores import compare
 from tests.rows import Said, cells, read_json, write_rows
@@ -137,6 +139,17 @@ def test_cells_share_what_does_not_vary_and_make_one_table(
     assert main([*words, "--part", "2/2"]) == 4 and main([*words, "--part", "3/2"]) == 2
 
 
+def test_what_a_cell_found_stays_until_it_is_computed_again(recipe: Path) -> None:
+    """Or a command that is killed while it resumes loses cells that were complete."""
+    (cell,), found = cells_of(["seed=3..3"]), Path("runs/many/cells/seed=3.json")
+    found.parent.mkdir(parents=True)
+    found.touch()
+    process = Process(cell, [str(recipe)], Path("runs/many"), 1).process
+    process.kill()
+    process.wait()
+    assert found.is_file()
+
+
 def test_a_cell_has_the_plugins_of_the_command(recipe: Path, said: Said) -> None:
     Path("mine.py").write_text(
         "from alignkit import *\n@hookimpl\ndef register(add):\n"
@@ -169,6 +182,8 @@ def test_cells_that_fail_or_are_stopped_leave_the_others_and_say_how_to_continue
     words = ["run", str(recipe), "--until", "sft", "--each", "stages.sft.data=bad.jsonl,rows.jsonl"]
     monkeypatch.setattr(sys, "argv", ["alignkit", *words])
     assert main([*words, "--dry-run"]) > 0 and "in cell data=bad.jsonl" in said()
+    Path("runs/many/cells").mkdir(parents=True)
+    Path("runs/many/cells/data=bad.jsonl.json").touch()  # what it found before it was bad
     assert main(words) == 1
     shown = said()
     assert "failed: data=bad.jsonl" in shown

@@ -138,14 +138,16 @@ def _run(
                 if process.ended:
                     del running[address]
                     count = f"{len(cells) - len(waiting) - len(running)}/{len(cells)}"
+                    row_file = process.folder.with_name(f"{address}.json")
                     if problem := process.problem:
+                        row_file.unlink(missing_ok=True)  # of an earlier command
                         failed.append(address)
                         reporter.say(f"{address}: failed ({count}): {problem}")
                         continue
                     done = process.cell
                     facts = {"place": done.place, "values": done.values, "base": base}
                     row = {**facts, **row_of(recipes[address], process.folder)}
-                    write_checked(process.folder.with_name(f"{address}.json"), row)
+                    write_checked(row_file, row)
                     reporter.say(f"{address}: done ({count}) in {process.took}")
             time.sleep(WAIT)
     except BaseException as error:
@@ -167,7 +169,6 @@ class Process:
         threads = max(1, (os.cpu_count() or 1) // jobs)
         environment = {"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {}
         words = [*command, *cell.overrides, "--out", str(self.folder)]
-        self.folder.with_name(f"{cell.address}.json").unlink(missing_ok=True)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "alignkit", "run", *words],
