@@ -149,7 +149,7 @@ def test_it_agrees_with_our_labels_of_the_policies_answers_as_often_as_the_pages
     assert (len(labeled), sum(row["refused"] for row in labeled)) == (193, 73)
     assert sum(refuses(row["answer"]) == row["refused"] for row in labeled) == 192
     assert sum(row["by_phrases"] == row["refused"] for row in labeled) == 189
-    pages = "recipes/quickstart.yaml", "README.md", "docs/quickstart.md"
+    pages = "recipes/quickstart.yaml", "README.md", "docs/evaluate.md"
     for page in pages:
         text = (ROOT / page).read_text(encoding="utf-8")
         assert "99% [97, 100] of 193 answers" in re.sub(r"\s*\n(?:# *)?", " ", text), page
