@@ -140,7 +140,7 @@ def _run(
                     count = f"{len(cells) - len(waiting) - len(running)}/{len(cells)}"
                     row_file = process.folder.with_name(f"{address}.json")
                     if problem := process.problem:
-                        row_file.unlink(missing_ok=True)  # of an earlier command
+                        row_file.unlink(missing_ok=True)  # an earlier command wrote it
                         failed.append(address)
                         reporter.say(f"{address}: failed ({count}): {problem}")
                         continue
