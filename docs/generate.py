@@ -1,16 +1,16 @@
 """Fill the generated parts of the documentation from the code: `python docs/generate.py [--check]`.
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own
-line. WHAT is one of `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`,
-`mix`, `data`, `metrics`, `variant`, `server`, `recipes`, `families`, `formats`,
-`fields`, `migrate`, `methods`, `data sets`, `outcomes`, `results` and a machine of
-`benchmarks/results.json`, `what fits`, `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a
-name (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`),
-`example` and a kind for the module that `alignkit plugins new` writes, or names for the reference
-of public names (`api Group Response`; see `api_names.py`), a module for the rest of its docstring
-(`about functional`), or a claim of a paper (`paper dpo_frontier`, and `papers` for all). It also
-writes `recipes/recipe.schema.json` and the pictures of `docs/papers`. With --check nothing is
-written; stale pages are listed and the exit code is 1.
+line. WHAT is one of `recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `data`, `metrics`,
+`server`, `recipes`, `families`, `formats`, `fields`, `migrate`, `methods`, `data sets`, `outcomes`,
+`results` and a machine of `benchmarks/results.json`, `what fits`, `commands`, `exit codes`,
+`events`, `silent bugs`, a kind and a name (`algorithm ppo`), a kind and several names, which then
+have captions (`reward min product`), `example` and a kind for the module that
+`alignkit plugins new` writes, names for the reference of public names (`api Group Response`; see
+`api_names.py`), a module for the rest of its docstring (`about functional`), or a claim of a paper
+(`paper dpo_frontier`, and `papers` for all). It also writes `recipes/recipe.schema.json` and the
+pictures of `docs/papers`. With --check nothing is written; stale pages are listed and the exit code
+is 1.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ from alignkit_plugins.recipe_tools.options import (
     schema_text,
     stage_defaults,
 )
-from alignkit_plugins.vllm.engine import Importance
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.markdown import markdown_table
 from benchmarks.papers import page as papers
@@ -64,7 +63,6 @@ MODELS: dict[str, type[BaseModel]] = {
     "lora": LoraSpec,
     "settings": Settings,
     "rollout": Rollout,
-    "importance": Importance,
     "mix": Mix,
     "data": DataSource,
     "metrics": Metric,
