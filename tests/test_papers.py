@@ -370,3 +370,36 @@ def test_parts_of_an_axis_have_its_value_as_mean_and_only_distances_within_metri
     (parts,) = reports.measures([{"seed": 3, "values": values}], rule)["sft, J"].values()
     assert parts.mean() == pytest.approx(0.5 - 0.5 * 0.5)
     assert (parts - parts.mean()).tolist() == pytest.approx([0.75, -0.75, 0.75, -0.75, 0.75, -0.75])
+
+
+# Claims without rows
+
+
+def test_what_seeds_could_show_follows_from_stored_runs() -> None:
+    """Two stored seeds, of which prompts vary by more than their seeds; the gain is 0.5."""
+    from benchmarks.papers import reports
+
+    gain = np.array([[0.0, 0.1], [1.0, 0.9], [0.5, 0.5]])
+    found = reports.crossed.parts(gain)
+    assert reports.with_seeds(found, 2)._replace(seed_free=found.seed_free) == found
+    more = reports.with_seeds(found, 200)
+    error = claim.crossed.spread(more)
+    # Seeds no longer matter, and the variance of three prompts is left
+    assert error.variance == pytest.approx(np.var([0.05, 0.95, 0.5], ddof=1) / 3, rel=0.02)
+    assert claim.power(0, error, 0.025) == pytest.approx(0.025)
+    assert claim.power(1, error._replace(variance=0.25, free=1e6), 0.025) == pytest.approx(
+        0.516, abs=1e-3
+    )
+
+
+def test_a_claim_without_rows_says_what_they_could_show_and_one_without_a_rule_why_not() -> None:
+    versions, tax = Claim("versions"), Claim("tax")
+    if not page.complete(versions):
+        lines = {line[0]: line[1:] for line in page.planned(versions, 5)}
+        assert lines["positive control"] == ["above 0.1", "", "", ""]  # not in stored runs
+        assert lines["V4 as helpful as V0"] == ["within 0.05", "", "", ""]
+        five, ten = (float(chance.strip("%")) for chance in lines["PPO above the rounds"][-2:])
+        assert 5 < five < ten < 100
+    assert not page.complete(tax) and "base minus PPO" in page.page("tax")
+    with pytest.raises(SystemExit, match="tax: this claim has no rule"):
+        tax.verify("ppo-3", ROOT)

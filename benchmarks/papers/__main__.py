@@ -30,7 +30,7 @@ def main(
     ] = "",
 ) -> None:
     """Compute the rows of a claim that are missing, and print what they say."""
-    known = sorted(file.parent.name for file in HERE.glob("*/rule.yaml"))
+    known = sorted(file.parent.name for file in HERE.glob("*/__init__.py"))
     if name not in known:
         raise typer.BadParameter(f"no claim '{name}'; choose from {', '.join(known)}")
     claim = Claim(name)
@@ -38,7 +38,8 @@ def main(
         if verify:
             print(claim.verify(verify, Path(temporary)))
             return
-        claim.compute(folder or Path(temporary), *map(int, part.split("/")))
+        if claim.ruled:
+            claim.compute(folder or Path(temporary), *map(int, part.split("/")))
     print(table(claim))
 
 

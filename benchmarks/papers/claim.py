@@ -12,6 +12,10 @@ is what people wrote: at most 200 words. The module itself has
 - `measures(rows, rule)`: by name and seed, a number, or a list with one for each prompt;
 - `figures(rows, rule)`: drawings, by title.
 
+Until its rows are there, a page says what they could show: `expected(rule, seeds)` are, by test, the
+parts of stored differences that should vary as these will with so many seeds. A claim that cannot be
+shown here has no rule, and its module `calculation()` instead: a table that says why.
+
 Where methods have rates, each is tuned on the tuning seeds: the rate with the highest mean of the
 measure that is called as the method counts, and only this one is computed for the seeds that are
 shown.
@@ -94,8 +98,14 @@ class Claim:
     def folder(self) -> Path:
         return HERE / self.name
 
+    @property
+    def ruled(self) -> bool:
+        return (self.folder / "rule.yaml").is_file()
+
     @cached_property
     def rule(self) -> Mapping[str, Any]:
+        if not self.ruled:
+            raise SystemExit(f"{self.name}: this claim has no rule and no rows, only a calculation")
         found: Mapping[str, Any] = yaml.safe_load((self.folder / "rule.yaml").read_text("utf-8"))
         for name, sha256 in found.get("files", {}).items():
             if file_digest(RECIPES / name) != sha256:
@@ -219,20 +229,28 @@ class Claim:
         lines = (self.folder / "runs.jsonl").read_text("utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
+    @property
+    def tests(self) -> dict[str, Mapping[str, Any]]:
+        """The positive control first."""
+        return {"control": self.rule["control"], **self.rule["tests"]}
+
+    @property
+    def level(self) -> float:
+        """What each test that is not exact has of `LEVEL`."""
+        return LEVEL / sum("tolerance" not in test for test in self.rule["tests"].values())
+
     def findings(self) -> list[Finding]:
-        """What the tests of the rule say, the positive control first."""
+        """What the tests of the rule say."""
         measured = self.module.measures(self.rows, self.rule)
-        tests = {"control": self.rule["control"], **self.rule["tests"]}
-        level = LEVEL / sum("tolerance" not in test for test in self.rule["tests"].values())
         found = list[Finding]()
-        for name, test in tests.items():
+        for name, test in self.tests.items():
             values = by_seed(measured[test["of"]])
             if "minus" in test:
                 values = values - by_seed(measured[test["minus"]])
-            found.append(judged(name, test, values, level))
+            found.append(judged(name, test, values, self.level))
         if found[0].result != SHOWN:
             for at, one in enumerate(found[1:], 1):
-                if "tolerance" not in tests[one.name]:
+                if "tolerance" not in self.tests[one.name]:
                     found[at] = one._replace(result=FAILED)
         return found
 
@@ -249,6 +267,13 @@ def by_seed(values: Mapping[int, Any]) -> crossed.Array:
     return np.array([np.atleast_1d(values[seed]) for seed in sorted(values)], float).T
 
 
+def needs(test: Mapping[str, Any]) -> str:
+    """What a test needs, in words."""
+    if "tolerance" in test:
+        return f"at most {test['tolerance']:g}"
+    return f"within {test['within']:g}" if "within" in test else f"above {test['margin']:g}"
+
+
 def judged(name: str, test: Mapping[str, Any], values: crossed.Array, level: float) -> Finding:
     """What a test says of values [prompts, seeds].
 
@@ -260,7 +285,7 @@ def judged(name: str, test: Mapping[str, Any], values: crossed.Array, level: flo
     if "tolerance" in test:
         worst = float(values.max())
         result = SHOWN if worst <= test["tolerance"] else CONTRADICTS
-        return Finding(name, f"at most {test['tolerance']:g}", result, worst, seeds)
+        return Finding(name, needs(test), result, worst, seeds)
     found = crossed.parts(values)
     if len(values) == 1:  # seeds alone are drawn
         found = found._replace(free=10**9)
@@ -270,16 +295,23 @@ def judged(name: str, test: Mapping[str, Any], values: crossed.Array, level: flo
     mean = float(found.mean)
     low, high = mean - half, mean + half
     if "within" in test:
-        margin, needs, seen = test["within"], f"within {test['within']:g}", list[float]()
+        margin, seen = test["within"], list[float]()
         shown = -margin < low and high < margin
         opposite = low > margin or high < -margin
     else:
-        margin, needs = test["margin"], f"above {test['margin']:g}"
+        margin = test["margin"]
         alike = np.ptp(values) == 0  # nothing says what else could have come out
         seen = [] if alike else [margin + one for one in crossed.visible(found, tail)]
         shown, opposite = low > margin, high < -margin
     result = SHOWN if shown else OPPOSITE if opposite else UNCLEAR
-    return Finding(name, needs, result, mean, seeds, low, high, seen)
+    return Finding(name, needs(test), result, mean, seeds, low, high, seen)
+
+
+def power(difference: float, error: crossed.Spread, tail: float) -> float:
+    """The chance that an interval lies above 0, if this is the difference: the noncentral t."""
+    critical = special.stdtrit(error.free, 1 - tail)
+    shift = difference / np.sqrt(error.variance)
+    return 1 - float(special.nctdtr(error.free, shift, critical))
 
 
 # What claims share

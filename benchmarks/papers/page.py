@@ -6,14 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from alignkit.evaluation.statistics import interval_text
+from alignkit_plugins.cells import crossed
 from alignkit_plugins.report import drawing
 from benchmarks.markdown import markdown_table
-from benchmarks.papers.claim import HERE, LEVEL, RECIPES, Claim, Finding, Row
+from benchmarks.papers.claim import HERE, LEVEL, RECIPES, Claim, Finding, Row, needs, power
 
 SMALL = 420  # pixels
+STORED = """\
+Errors and chances are those of the quick start's PPO (`benchmarks/outcomes/cells`), if each test's gain were what PPO
+gained over SFT."""
 RESULTS = """\
 Each claim has a rule, committed before anything that it shows was computed: what is measured, the margins, a positive
 control, and how each result follows. **Shown here**, **the opposite, here**, and **no clear difference**, with the
@@ -29,7 +34,9 @@ def claims() -> list[Claim]:
 
 
 def complete(claim: Claim) -> bool:
-    """Whether all rows are there."""
+    """Whether there is a rule, and all its rows."""
+    if not claim.ruled:
+        return False
     found, wanted = claim.done()
     return found == wanted
 
@@ -42,19 +49,7 @@ def words(claim: Claim) -> Any:
 def page(name: str) -> str:
     """The page of a claim."""
     claim = Claim(name)
-    text, rows, log = words(claim), claim.rows, claim.log()
-    pictures = "".join(f"{title}.\n\n![{title}]({file})\n\n" for title, file in pictures_of(claim))
-    void = sum(line["rule"] != claim.digest for line in log)
-    tuning = [row.name for row in claim.planned(tuning=True)]
-    minutes = sum(row["seconds"] for row in rows) / 60
-    machines = sorted({row["processor"] for row in rows})
-    usual = sorted(rows, key=lambda row: float(row["seconds"]))[len(rows) // 2]
-    again = Row(*(usual[field] for field in Row._fields)).name
-    rates = ", ".join(f"{method} {rate:g}" for method, rate in claim.rates().items())
-    chosen = f" The rates that they chose: {rates}." if rates else ""
-    recipe = ""
-    if (RECIPES / f"{name}.yaml").is_file():
-        recipe = f"; the recipe is\n[{name}.yaml](../../recipes/papers/{name}.yaml)"
+    text = words(claim)
     return f"""\
 # {text["title"]}
 
@@ -64,49 +59,109 @@ def page(name: str) -> str:
 
 **In the paper.** {text["effect"].strip()}
 
-{pictures}{table(claim)}
+{shown(claim) if complete(claim) else table(claim)}
 
 {text["reading"].strip()}
 
-`python -m benchmarks.papers {name}` computes what is missing of {len(rows)} rows that are shown
-({minutes:.0f} minutes of one thread, {", ".join(machines)}, float32) and {len(tuning)} that choose
-settings.{chosen} {len(log)} rows were begun in all; {void} are void, because the rule changed after
-them. `--verify {again}` computes one again ({usual["seconds"]:.0f} s), and compares bytes.
-Bands and intervals are over {len(claim.rule["seeds"]["shown"])} seeds.
-The rule is `benchmarks/papers/{name}/rule.yaml`, SHA-256 `{claim.digest[:16]}`{recipe}.
+{source(claim)}
 """
 
 
+def shown(claim: Claim) -> str:
+    """Figures, and what each test says."""
+    pictures = (f"{title}.\n\n![{title}]({file})\n" for title, file in pictures_of(claim))
+    return "\n".join([*pictures, table(claim)])
+
+
+def source(claim: Claim) -> str:
+    """Where numbers come from, and what they cost."""
+    command = f"`python -m benchmarks.papers {claim.name}`"
+    if not claim.ruled:
+        return f"{command} prints the table."
+    recipe, folder = "", "../../benchmarks/papers"
+    if (RECIPES / f"{claim.name}.yaml").is_file():
+        recipe = f", [recipe](../../recipes/papers/{claim.name}.yaml)"
+    rule = f"[Rule]({folder}/{claim.name}/rule.yaml), SHA-256 `{claim.digest[:16]}`{recipe}."
+    seeds = len(claim.rule["seeds"]["shown"])
+    if not complete(claim):
+        found, wanted = claim.done()
+        stored = f"{STORED} " if hasattr(claim.module, "expected") else ""
+        return f"{stored}{command} computes the rows: {found} of {wanted} are there. {rule}"
+    rows, log = claim.rows, claim.log()
+    void = sum(line["rule"] != claim.digest for line in log)
+    tuning = [row.name for row in claim.planned(tuning=True)]
+    minutes = sum(row["seconds"] for row in rows) / 60
+    machines = ", ".join(sorted({row["processor"] for row in rows}))
+    usual = sorted(rows, key=lambda row: float(row["seconds"]))[len(rows) // 2]
+    again = Row(*(usual[field] for field in Row._fields)).name
+    rates = ", ".join(f"{method} {rate:g}" for method, rate in claim.rates().items())
+    chosen = f", which chose the rates {rates}" if rates else ""
+    return f"""\
+{command} computes {len(rows)} rows that are shown, of {seeds} seeds
+({minutes:.0f} minutes of one thread, {machines}, float32), and {len(tuning)} of tuning{chosen}.
+{len(log)} were begun; {void} are void, because the rule changed. `--verify {again}` computes
+one again ({usual["seconds"]:.0f} s), and compares bytes. {rule}"""
+
+
 def table(claim: Claim) -> str:
-    """What each test says."""
+    """What each test says, or will; of a claim without a rule, why none could."""
+    if not claim.ruled:
+        return str(claim.module.calculation())
     lines = list[list[str]]()
+    if not complete(claim):
+        seeds = len(claim.rule["seeds"]["shown"])
+        header = ["test", "needs", "standard error", f"seen by {seeds} seeds", f"by {2 * seeds}"]
+        lines = list(planned(claim, seeds))
+        return markdown_table(header[: len(lines[0])], lines)
     for one in claim.findings():
         estimate: Any = {"mean": one.mean, "low": one.low, "high": one.high}
         here = f"{one.mean:.1e}" if one.low is None else interval_text(estimate, sign=True)
         if one.low is not None and min(one.values) == max(one.values):
             here = f"{one.mean:.2g} with every seed"
-        seen = f"{one.seen[0]:.2g} to {one.seen[2]:.2g}" if one.seen else ""
-        lines.append([name_of(one), one.needs, here, f"**{one.result}**", seen])
+        lines.append([name_of(one.name), one.needs, here, f"**{one.result}**", range_of(one)])
     here = f"here, {1 - LEVEL:.0%} for all together"
     return markdown_table(["test", "needs", here, "result", "could have shown"], lines)
 
 
-def name_of(one: Finding) -> str:
-    return "positive control" if one.name == "control" else one.name
+def planned(claim: Claim, seeds: int) -> Iterator[list[str]]:
+    """What each test needs, and the chance that so many seeds, or twice as many, show what stored runs
+    gained.
+    """
+    expects = getattr(claim.module, "expected", None)
+    expected = [expects(claim.rule, runs) for runs in (seeds, 2 * seeds)] if expects else []
+    for name, test in claim.tests.items():
+        line = [name_of(name), needs(test)]
+        found = [each[name] for each in expected if name in each]
+        if found and "margin" in test:
+            errors = [crossed.spread(each) for each in found]
+            above = found[0].mean - test["margin"]
+            line.append(f"{np.sqrt(errors[0].variance):.3f}")
+            line += [f"{power(above, error, claim.level / 2):.0%}" for error in errors]
+        yield [*line, "", "", ""][:5] if expected else line
+
+
+def range_of(one: Finding) -> str:
+    return f"{one.seen[0]:.2g} to {one.seen[2]:.2g}" if one.seen else ""
+
+
+def name_of(test: str) -> str:
+    return "positive control" if test == "control" else test
 
 
 def index() -> str:
     """A line and a small figure for each claim."""
     parts = [RESULTS]
     for claim in claims():
-        title = words(claim)["title"]
-        if not complete(claim):
+        link = f"[{words(claim)['title']}]({claim.name}.md)"
+        if not claim.ruled:
+            parts.append(f"{link}. A calculation says why no figure is here.\n")
+        elif complete(claim):
+            results = "; ".join(f"{one.name}: **{one.result}**" for one in claim.findings()[1:])
+            parts.append(f"{link}. {results}.\n")
+            parts.append(f"![Differences with intervals]({claim.name}-small.svg)\n")
+        else:
             found, wanted = claim.done()
-            parts.append(f"{title}: under way, {found} of {wanted} rows.\n")
-            continue
-        results = "; ".join(f"{one.name}: **{one.result}**" for one in claim.findings()[1:])
-        parts.append(f"[{title}]({claim.name}.md). {results}.\n")
-        parts.append(f"![Differences with intervals]({claim.name}-small.svg)\n")
+            parts.append(f"{link}. The rule is there, and {found} of {wanted} rows.\n")
     return "\n".join(parts)
 
 
@@ -126,7 +181,7 @@ def files(folder: Path) -> dict[Path, str]:
         points = dict[str, drawing.Point]()
         for one in claim.findings():
             if one.low is not None and one.high is not None:
-                name = name_of(one).replace("`", "")
+                name = name_of(one.name).replace("`", "")
                 points[name] = drawing.Point(one.mean, one.low, one.high, one.values)
         small = drawing.alone(drawing.rows(points), SMALL)
         found[folder / f"{claim.name}-small.svg"] = small

@@ -6,6 +6,7 @@ The rule has `axes`: for each the weights of metrics, of whose means over prompt
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -14,9 +15,12 @@ from typing import Any
 import numpy as np
 
 from alignkit.data.group import read_groups
+from alignkit_plugins.cells import crossed
 from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.report import drawing
-from benchmarks.papers.claim import over_seeds
+from benchmarks.papers.claim import HERE, by_seed, over_seeds
+
+CELLS = HERE.parent / "outcomes" / "cells"
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -56,6 +60,40 @@ def measures(rows: Rows, rule: Mapping[str, Any]) -> dict[str, dict[int, Array]]
                 by_seed = found.setdefault(f"{policy}, {axis}", {})
                 by_seed[row["seed"]] = whole + len(within) * within
     return found
+
+
+def stored() -> Rows:
+    """Rows of the table of methods: the quick start by PPO, whose policies are base, sft and align."""
+    found = list[Mapping[str, Any]]()
+    for file in sorted(CELLS.glob("*,methods=ppo.json")):
+        cell = json.loads(file.read_text("utf-8"))
+        found.append({"seed": cell["seed"], "values": cell["evaluations"]["report"]["scores"]})
+    return found
+
+
+def expected(rule: Mapping[str, Any], runs: int) -> dict[str, crossed.Parts]:
+    """By test what the quick start's PPO gains over SFT on the test's axis, and how it varies with so
+    many seeds.
+    """
+    rows = stored()
+    known, found = rows[0]["values"].keys(), dict[str, crossed.Parts]()
+    axes = {axis: each for axis, each in rule["axes"].items() if each.keys() <= known}
+    measured = measures(rows, {"axes": axes})
+    for name, test in rule["tests"].items():
+        axis = test["of"].split(", ")[1]
+        if axis in axes:
+            gain = by_seed(measured[f"align, {axis}"]) - by_seed(measured[f"sft, {axis}"])
+            found[name] = with_seeds(crossed.parts(gain), runs)
+    return found
+
+
+def with_seeds(found: crossed.Parts, runs: int) -> crossed.Parts:
+    """Parts of differences as they are expected with other numbers of seeds: their mean squares over
+    prompts have what prompts add once for each seed.
+    """
+    added = np.maximum(found.prompts - found.rest, 0) / found.runs
+    prompts = found.rest + runs * added
+    return found._replace(prompts=prompts, runs=runs, seed_free=runs - 1.0)
 
 
 def point(measured: Mapping[int, Array]) -> drawing.Point:

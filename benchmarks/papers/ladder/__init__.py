@@ -13,7 +13,7 @@ from alignkit_plugins.report import drawing
 from benchmarks.papers import reports
 from benchmarks.papers.claim import Row, run_in_place
 
-measures = reports.measures
+measures, expected = reports.measures, reports.expected
 
 
 def compute(row: Row, rule: Mapping[str, Any], folder: Path) -> Any:
