@@ -20,10 +20,10 @@ STORED = """\
 Errors and chances are those of the quick start's PPO (`benchmarks/outcomes/cells`), if each test's gain were what PPO
 gained over SFT."""
 RESULTS = """\
-Each claim has a rule, committed before anything that it shows was computed: what is measured, the margins, a positive
-control, and how each result follows. **Shown here**, **the opposite, here**, and **no clear difference**, with the
-smallest that could have been seen, are what a rule may say; **does not carry over** means that the control failed.
-Only exact results may say **contradicts**. Twelve rules at 5% expect 0.6 false results.
+What is tested has a rule, committed before anything that it shows was computed: what is measured, the margins, a
+positive control, and how each result follows. **Shown here**, **the opposite, here**, and **no clear difference**, with
+the smallest that could have been seen, are what a rule may say; **does not carry over** means that the control failed.
+Only exact results may say **contradicts**. Eleven rules at 5% expect 0.55 false results.
 """
 
 
