@@ -107,12 +107,12 @@ def table(claim: Claim) -> str:
     """What each test says, or will; of a claim without a rule, why none could."""
     if not claim.ruled:
         return str(claim.module.calculation())
-    lines = list[list[str]]()
     if not complete(claim):
         seeds = len(claim.rule["seeds"]["shown"])
         header = ["test", "needs", "standard error", f"seen by {seeds} seeds", f"by {2 * seeds}"]
         lines = list(planned(claim, seeds))
         return markdown_table(header[: len(lines[0])], lines)
+    lines = []
     for one in claim.findings():
         estimate: Any = {"mean": one.mean, "low": one.low, "high": one.high}
         here = f"{one.mean:.1e}" if one.low is None else interval_text(estimate, sign=True)
@@ -134,7 +134,7 @@ def planned(claim: Claim, seeds: int) -> Iterator[list[str]]:
         found = [each[name] for each in expected if name in each]
         if found and "margin" in test:
             errors = [crossed.spread(each) for each in found]
-            above = found[0].mean - test["margin"]
+            above = float(found[0].mean) - test["margin"]
             line.append(f"{np.sqrt(errors[0].variance):.3f}")
             line += [f"{power(above, error, claim.level / 2):.0%}" for error in errors]
         yield [*line, "", "", ""][:5] if expected else line
