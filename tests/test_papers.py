@@ -387,9 +387,6 @@ def test_what_seeds_could_show_follows_from_stored_runs() -> None:
     # Seeds no longer matter, and the variance of three prompts is left
     assert error.variance == pytest.approx(np.var([0.05, 0.95, 0.5], ddof=1) / 3, rel=0.02)
     assert claim.power(0, error, 0.025) == pytest.approx(0.025)
-    assert claim.power(1, error._replace(variance=0.25, free=1e6), 0.025) == pytest.approx(
-        0.516, abs=1e-3
-    )
 
 
 def test_a_claim_without_rows_says_what_they_could_show_and_one_without_a_rule_why_not() -> None:
@@ -397,7 +394,6 @@ def test_a_claim_without_rows_says_what_they_could_show_and_one_without_a_rule_w
     if not page.complete(versions):
         lines = {line[0]: line[1:] for line in page.planned(versions, 5)}
         assert lines["positive control"] == ["above 0.1", "", "", ""]  # not in stored runs
-        assert lines["V4 as helpful as V0"] == ["within 0.05", "", "", ""]
         five, ten = (float(chance.strip("%")) for chance in lines["PPO above the rounds"][-2:])
         assert 5 < five < ten < 100
     assert not page.complete(tax) and "base minus PPO" in page.page("tax")
