@@ -78,10 +78,12 @@ def source(claim: Claim) -> str:
     command = f"`python -m benchmarks.papers {claim.name}`"
     if not claim.ruled:
         return f"{command} prints the table."
-    recipe, folder = "", "../../benchmarks/papers"
+    recipe = ""
     if (RECIPES / f"{claim.name}.yaml").is_file():
         recipe = f", [recipe](../../recipes/papers/{claim.name}.yaml)"
-    rule = f"[Rule]({folder}/{claim.name}/rule.yaml), SHA-256 `{claim.digest[:16]}`{recipe}."
+    rule = (
+        f"Rule: `benchmarks/papers/{claim.name}/rule.yaml`, SHA-256 `{claim.digest[:16]}`{recipe}."
+    )
     seeds = len(claim.rule["seeds"]["shown"])
     if not complete(claim):
         found, wanted = claim.done()
