@@ -25,7 +25,6 @@ from alignkit.host import plugin_options
 from alignkit.host.calls import attributed_to, line_in
 from alignkit.host.registry import DEFAULTS, KINDS, PRIVATE, Origin, Registration, Registry, moved
 from alignkit.io.opened import watch
-from alignkit.io.text import is_file
 
 GROUP = "alignkit"
 _NAME = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]*")  # a reader's name is a suffix, such as .csv
@@ -207,16 +206,6 @@ def plugins() -> Plugins:
     if _current is not None:
         return _current
     return load_plugins()
-
-
-def source_of(base: str) -> tuple[str, str]:
-    """The model source that `model.base` names, and what follows its `NAME://`, or a file and the
-    source that is named like its suffix; both are empty for other models.
-    """
-    name, separator, path = base.partition("://")
-    if not separator and is_file(base):
-        name, path = suffix_of(Path(base)).removeprefix("."), base
-    return (name, path) if plugins().has("model", name) else ("", "")
 
 
 def reader_of(path: Path | None) -> Reader | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import alignkit
 from alignkit.contract.options import Options
+from alignkit.data.files import suffix_of
 from alignkit.errors import PluginError, did_you_mean, reason_of
 
 # Kind -> the classes, by their names in `alignkit`, that its implementations derive from; none: any
@@ -241,6 +242,16 @@ class Registry:
     def has(self, kind: str, name: str) -> bool:
         """Whether a plugin provides the name, which may be written `package:name`."""
         return bool(self._matches(kind, name))
+
+    def source_of(self, base: str) -> tuple[str, str]:
+        """The model source that `model.base` names, and what follows its `NAME://`, or a file and
+        the source that is named like its suffix; both are empty for other models.
+        """
+        name, separator, path = base.partition("://")
+        suffix = suffix_of(Path(base)).removeprefix(".")
+        if not separator and suffix:
+            name, path = suffix, base
+        return (name, path) if self.has("model", name) else ("", "")
 
     def get(self, kind: str, name: str, others: Iterable[str] = ()) -> Registration:
         """The registration of `name` or `package:name`, with its implementation imported.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from alignkit.contract.kinds import SCHEDULES
 from alignkit.contract.options import Options, options_of_call
 from alignkit.contract.reward import REWARD_KEY, RewardCombination
 from alignkit.contract.settings import OptimizerOptions
-from alignkit.data.files import suffix_of
 from alignkit.errors import PluginError, Problem, did_you_mean
 from alignkit.host.calls import call, create
 from alignkit.host.plugins import reader_of
@@ -342,16 +342,22 @@ class Resolver:
         """A base model: a plugin's name and a hub id stay as they are, and a folder or a file
         becomes absolute.
         """
-        name, separator, path = value.partition("://")
-        suffix = suffix_of(Path(value)).removeprefix(".")
-        if not separator and suffix and self.registry.has("model", suffix):
-            self.plugin("model", suffix)
+        name, path = self.registry.source_of(value)
+        if path == value:
+            self.plugin("model", name)
             return str(self.file(Path(value)))
         # Few hub ids have no namespace, so what is almost the name of a plugin is misspelled.
         misspelled = "/" not in value and did_you_mean(value, self.registry.names("model"))
-        if not separator and not misspelled:
+        if not name and "://" not in value and (not misspelled or is_dir(self.locate(value))):
             return self.read_hub(value)
-        self.plugin("model", name)
+        _, source, _ = self.plugin("model", value.partition("://")[0])
+        try:
+            signature(source.implementation).bind(self.folder, *filter(None, [path]))
+        except TypeError:
+            if path:
+                raise wrong(f"model '{name}' takes no path", f"write {name}") from None
+            help = f"write {name}://PATH, or the path of a .{name} file"
+            raise wrong(f"model '{name}' needs a path", help) from None
         if path and exists(file := self.locate(path)):
             self.located[value] = f"{name}://{file}"
         return self.located.get(value, value)

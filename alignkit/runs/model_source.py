@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit.contract.settings import ModelSpec
 from alignkit.errors import RunFailed, path_text
 from alignkit.host.calls import attributed_to
-from alignkit.host.plugins import plugins, source_of
+from alignkit.host.plugins import plugins
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
 from alignkit.io.digest import cached_snapshot, commit_of, model_digest
@@ -50,7 +50,7 @@ LEAST_LENGTH = 1024
 
 def locate_model(base: str) -> str:
     """A local folder or a hub id for `model.base`. Calls a model plugin, which may download."""
-    name, path = source_of(base)
+    name, path = plugins().source_of(base)
     if is_dir(base) or not name:
         return base
     make_folder(cache := cache_folder())
@@ -61,7 +61,7 @@ def locate_model(base: str) -> str:
 
 def made_before(base: str) -> Path | None:
     """The newest folder that a model plugin has made for `model.base`; the plugin is not called."""
-    name, path = source_of(base)
+    name, path = plugins().source_of(base)
     made = cache_folder().glob(f"{Path(path).name or name}-*")
     return max(made, key=getmtime, default=None) if name else None
 
@@ -106,10 +106,11 @@ class ModelSource:
     def source(self) -> str:
         """A folder or a hub id. Empty for what is not here, and may not be fetched."""
         if self._download:
-            return locate_model(self.spec.base)
+            with self._loading():
+                return locate_model(self.spec.base)
         if is_dir(self.spec.base):
             return self.spec.base
-        if source_of(self.spec.base)[0]:
+        if plugins().source_of(self.spec.base)[0]:
             return ""
         return str(cached_snapshot(self.spec.base, self.spec.revision) or "")
 

@@ -128,7 +128,11 @@ def registry() -> Registry:
         "judge": {"asks": Asks, "talks": Talks},
         "step": {"compare": Compare, "samples": Samples},
         "format": {"pref": Preference},
-        "model": {"tiny": lambda cache: cache},
+        "model": {
+            "tiny": lambda cache, path="": cache,
+            "m1": lambda cache: cache,
+            "gguf": lambda cache, path: cache,
+        },
     }
     for kind, table in things.items():
         for name, thing in table.items():
@@ -825,6 +829,18 @@ MISTAKES = r"""
 
   + model.base=tinny
   ^ no model 'tinny' | 'tiny'
+  ALL
+
+  + model.base=m1://m
+  ^ model 'm1' takes no path | write m1
+  ALL
+
+  + model.base=gguf
+  ^ model 'gguf' needs a path | write gguf://PATH, or the path of a .gguf file
+  ALL
+
+  + model.base=no.gguf
+  ^ no such file: no.gguf
   ALL
 
   + mdoel.base=tiny

@@ -7,14 +7,14 @@ become float32, because blocks scaled by 16-bit floats do not fit bfloat16.
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alignkit import RunFailed
-from alignkit.io.atomic import made_once
+from alignkit.io.atomic import made_once, write_json
 from alignkit.io.digest import file_digest
+from alignkit.io.text import is_file
 
 CONVERSION = 1  # raised whenever the converted folder changes, so that an old one is not reused
 MANIFEST = "alignkit_source.json"
@@ -26,12 +26,14 @@ NOTICES = {
 }
 
 
-def source(cache: Path, path: str = "") -> Path:
+def source(cache: Path, path: str) -> Path:
     """A transformers folder under `cache`, named by the file and its digest; made on the first call.
 
     Raises RunFailed for what is no GGUF file.
     """
     file = Path(path)
+    if not is_file(file):
+        raise RunFailed(f"no such file: {file}\nhelp: write the path of a GGUF file")
     with file.open("rb") as opened:
         if opened.read(len(MAGIC)) != MAGIC:
             raise RunFailed(f"{file} is not a GGUF file\nhelp: download it again")
@@ -52,7 +54,7 @@ def _make(file: Path, made: Path) -> None:
     if license in NOTICES:
         (made / "NOTICE").write_text(NOTICES[license], encoding="utf-8")
     facts = {"file": file.name, "sha256": file_digest(file), "license": license}
-    (made / MANIFEST).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_json(made / MANIFEST, facts)
 
 
 def read(file: Path) -> tuple[Any, Any]:

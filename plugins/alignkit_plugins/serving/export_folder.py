@@ -17,7 +17,7 @@ import yaml
 from alignkit.contract.report import Report, Table
 from alignkit.contract.settings import ModelSpec
 from alignkit.errors import RunFailed, refuse
-from alignkit.host.plugins import source_of
+from alignkit.host.plugins import plugins
 from alignkit.io.atomic import replace_folder, write_json, write_text
 from alignkit.io.digest import cached_snapshot
 from alignkit.io.results import RECIPE, RESULTS, read_record
@@ -256,7 +256,7 @@ def model_card(
         str(TEMPLATE),
         base=base_id or Path(base.name).name,
         base_on_hub=base_id is not None,
-        base_made=source_of(base.name)[0],
+        base_made=plugins().source_of(base.name)[0],
         is_adapter=is_adapter,
         license=license,
         terms=terms,
