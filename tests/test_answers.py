@@ -255,6 +255,8 @@ word   | 2-3         | It is 2-3.                    | within
 number | 19          | COVID-19                      | no
 number | 3           | It is 3 or 4.                 | no
 number | 3           | between 3 and 5               | no
+number | 3           | from 3 to 5                   | no
+number | 5           | It rose from $3 to $5.        | within
 number | 5           | It is minus 5.                | no
 number | -5          | negative 5                    | whole
 number | 5           | 7 minus 5 is 2                | within

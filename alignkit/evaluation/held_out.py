@@ -131,10 +131,10 @@ def _curve(rows: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
 def _change(name: str, one: Mapping[str, Any]) -> str:
     """`accuracy 50% -> 62% [55, 69]`"""
     percent = name == "accuracy"
-    start = {**one["start"], "low": None, "high": None}
     digits = statistics.decimals(one["result"])
     begin, end = (
-        interval_text(each, percent=percent, digits=digits) for each in (start, one["result"])
+        interval_text(each, percent=percent, digits=digits)
+        for each in ({"mean": one["start"]["mean"]}, one["result"])
     )
     return f"{name} {begin} -> {end}"
 

@@ -98,13 +98,14 @@ _PRICE = rf"(?:{_CURRENCY})?\d[\w.,]*"
 _STEP = r"\b(?i:step|part|question|problem|case|example|item|exercise)\s?\d+\s?"
 # What has numbers in it but is none: telephone numbers, a day next to its year, dates and times in
 # Chinese, Japanese and Korean, 1億2000万, 3 or 4; 2024-05-01, 10:30, $10-$15, 555-1234 and COVID-19;
-# and the labels of steps and lists.
+# where a range begins; and the labels of steps and lists.
 _SEVERAL = re.compile(
     r"(?:\+|\b0)\d+(?:[ -]\d+){2,}|\(\d{3,5}\) ?\d+[ -]\d+"
     r"|(?<=[^\W\d]\s)\d{1,2},\s(?=[12]\d{3}\b)|\b\d{1,2}\.?\s(?=[^\W\d]{3,}\.?,?\s[12]\d{3}\b)"
     r"|(?<!\d)\d+\s*[年月日时時点點分년월일시분](?:\s*\d+\s*[年月日号時时点點分秒월일분초])+"
     rf"|(?<![\d.,])\d[\d.,]*(?:{_FACTOR}[^\S\n]{{0,3}}\d[\d.,]*)+(?:{_FACTOR})?"
     rf"|(?<![\w.,]){_PRICE}\s+or\s+{_PRICE}|[Bb]etween\s+{_PRICE}\s+and\s+{_PRICE}"
+    rf"|[Ff]rom\s+{_PRICE}(?=\s+to\s+{_PRICE})"
     rf"|(?<![\w.,])[\w.,]*(?:\d[%°]?[:~〜—]|\w(?<!\d[eE])[%°]?-){_PRICE}(?:[%°]?[-:~〜—]{_PRICE})*"
     rf"|{_STEP}[:)]|^{_STEP}\.|^[^\S\n]*\(?\d{{1,2}}\)(?=[^\S\n])|(?<=\n)[^\S\n]*\d{{1,2}}\.(?=[^\S\n]\S)"
     r"|\A\s*\d{1,2}\.(?=\s(?:\W?\d\S*\Z|[\s\S]*\n\s*\d{1,2}\.\s))",

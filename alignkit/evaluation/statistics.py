@@ -463,18 +463,20 @@ def interval_text(
     digits: int | None = None,
 ) -> str:
     """`0.42 [0.21, 0.63]`, with as many digits as the interval justifies; `-` without a mean.
-    digits: decimals.
+
+    sign: it is a difference, and those of shares are in points. digits: decimals.
     """
-    if estimate is None or estimate["mean"] is None:
+    known = estimate or {}
+    mean, low, high = map(known.get, ("mean", "low", "high"))
+    if mean is None:
         return "-"
-    scale = 100 if percent else 1
-    digits = 0 if percent else decimals(estimate) if digits is None else digits
-    if sign and 0 < abs(estimate["mean"] * scale) < 0.5:
+    scale, unit = (100, " points" if sign else "%") if percent else (1, "")
+    digits = 0 if percent else decimals(known) if digits is None else digits
+    if sign and 0 < abs(mean * scale) < 0.5:
         digits = max(1, digits)  # or it would read as no difference
     # z: a mean of -0.001 reads as 0, not as -0.
-    text = f"{estimate['mean'] * scale:{'+' if sign else ''}z.{digits}f}{'%' if percent else ''}"
-    low, high = estimate["low"], estimate["high"]
-    if low is None:
+    text = f"{mean * scale:{'+' if sign else ''}z.{digits}f}{unit}"
+    if low is None or high is None:
         return text
     return f"{text} [{low * scale:z.{digits}f}, {high * scale:z.{digits}f}]"
 
@@ -483,7 +485,8 @@ def decimals(estimate: Mapping[str, Any]) -> int:
     """Decimals that show two digits of half the interval's width, or one if the first digit is
     above 2.
     """
-    width = math.nan if estimate["low"] is None else estimate["high"] - estimate["low"]
+    low, high = estimate.get("low"), estimate.get("high")
+    width = 0.0 if low is None or high is None else high - low
     if not math.isfinite(width) or width <= 0:
         return 2
     digits = math.log10(width / 2)
@@ -571,7 +574,7 @@ def agreement_text(agreed: Mapping[str, Any], shared: int) -> str:
     them.
     """
     same, alpha = agreed["same"], agreed["alpha"]
-    text = f"{interval_text({**same, 'low': None}, percent=True)} of labels agree"
+    text = f"{interval_text(same, percent=True)} of labels agree"
     if alpha["mean"] is not None:
         text += f", alpha {interval_text(alpha)}"
     return f"{text} over {shared} items" + ": too few items to say" * (shared < FEW_SHARED)

@@ -59,6 +59,12 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
     return found
 
 
+def append_line(file: Path, value: Mapping[str, Any]) -> None:
+    """Append an object to a file of lines. What a killed process left of one stays a line."""
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(f"\n{json.dumps(redacted(value))}\n")
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """A stage folder's stage.json; empty if it is missing or damaged."""
     return read_checked(folder / "stage.json")
@@ -83,9 +89,13 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 def write_checked(file: Path, record: Mapping[str, Any]) -> None:
     """Write a file of JSON without secrets, with a digest that shows damage."""
-    # The check is one of what will be read
-    plain = redacted(json.loads(json.dumps(record, default=str)))
+    plain = recorded(record)
     write_json(file, {**plain, "check": digest(plain)})
+
+
+def recorded(record: Mapping[str, Any]) -> Any:
+    """Plain data as they will be read from a file: without secrets, with keys that are texts."""
+    return redacted(json.loads(json.dumps(record, default=str)))
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from alignkit.errors import RunFailed, reason_of
 from alignkit.io.digest import cached_snapshot
+from alignkit.io.text import listed
 from alignkit.kernels.backends import chosen
 from alignkit.models.saved import CONFIG, read_json, reading
 from alignkit.tokens.chat_templates import set_chat_template
@@ -280,7 +281,7 @@ def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...], **option
     if wrong:
         raise RunFailed(
             f"{source}: these weights of a {type(model).__name__} are not in its files, or have "
-            f"another shape there: {', '.join(sorted(wrong)[:3])}\n"
+            f"another shape there: {listed(sorted(wrong))}\n"
             "help: use a complete model of this kind; its config.json names "
             f"{model.config.architectures}"
         )

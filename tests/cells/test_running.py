@@ -22,6 +22,7 @@ from alignkit_plugins.cells.rows import scores_in
 from alignkit_plugins.cells.running import Process
 from alignkit_plugins.compare.rows import rows_in
 from alignkit_plugins.compare.scores import compare
+from alignkit_plugins.evals.examples import LOSS, TOKENS
 from tests.rows import Said, cells, read_json, write_rows
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -30,7 +31,8 @@ STAGES = """
   sft: {algorithm: sft, data: rows.jsonl, max_steps: 1, max_length: 32}
   more: {algorithm: sft, from: sft, data: rows.jsonl, max_steps: 1, max_length: 32}
   report: {step: evaluate, policies: [sft, more], examples: rows.jsonl, base: false,
-    prompts: rows.jsonl, sampling: {max_new_tokens: 2}, kl: false}
+    metrics: {long: {reward: length}}, composites: {sum: {long: 1}}, prompts: rows.jsonl,
+    sampling: {max_new_tokens: 2}, kl: false}
 """
 
 
@@ -94,13 +96,14 @@ def test_cells_share_what_does_not_vary_and_make_one_table(
     for stage, same in (("sft", True), ("more", False)):
         keys = [each["stages"][stage]["hash"] for each in (one, two)]
         assert (keys[0] == keys[1]) == same
-    # What a row keeps gives the numbers of the evaluation
+    # What a row keeps gives the numbers of the evaluation, and the metrics that decide it first
     kept, found = one["evaluations"]["report"], folder / "max_steps=1" / "report"
     rows = compare(scores_in([(kept, {name: name for name in kept["policies"]}, 0)]), "sft")
     written = {
         (row.policy, row.metric): row for row in rows_in(read_json(found / "evaluation.json"))
     }
-    assert len(rows) == 4
+    assert len(rows) == 8
+    assert [*dict.fromkeys(row.metric for row in rows)] == [TOKENS, LOSS, "sum", "long"]
     for row in rows:
         assert replace(row, p=written[row.policy, row.metric].p) == written[row.policy, row.metric]
     logs = [(folder / f"max_steps={steps}.log").read_text() for steps in (1, 2)]

@@ -51,7 +51,8 @@ RULES = """
 {kl: [3, 3.1, 3.2, 3.3, 3.4, 3.5]}            | {} | It began 3 nats per response from its reference
 {kind/b/reward: [0.8, 0.8, 0.5, 0.4, 0.1, 0.1]} | {} | The reward of 'b' fell from 0.8 to 0.1
 {kind/b/reward: [0.8, 0.8, 0.5, 0.4, 0.7, 0.7]} | {} | -
-{kind/b/reward: [0.8, 0.8, 0.5, 0.4, 0.1, 0.1], kind/b/prompts: [3, 3, 3, 3, 3, 3]} | {} | -
+{kind/b/reward: [0.8, 0.8, 0.5, 0.4, 0.1, 0.1], kind/b/prompts: [3, 3, 3, 3, 3, 3]} | {} | 6 prompts of 'b' are too
+{kind/b/reward: [0.8, 0.8, 0.5, 0.4, 0.6, 0.6], kind/b/prompts: [3, 3, 3, 3, 3, 3]} | {} | -
 {reward: [0.1, 0.15, 0.1, 0.12, 0.1, 0.13]}   | {} | The samples are too few to say that it learned
 {reward: [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]}      | {} | The reward fell by 0.4
 {reward: [0.1, 0.15, 0.1, 0.12, 0.1, 0.13]}   | {kl_coefficient: 2} | The penalty of the KL outweighs the reward

@@ -132,7 +132,6 @@ SHORT = """
     number   | ["nan", NaN, 1e999, -1e999, true, 2]                  | None None None None None 2.0
     duration | [null, 0, 7.25, 65, 3599, 3600, 3900]                | - 0.0s 7.2s 1m05s 59m59s 1h00m 1h05m
     size     | [12, 1000, 1200, 3400000, 5e9]                        | 12_bytes 1_kB 1.2_kB 3.4_MB 5_GB
-    estimate_text | [null, {"mean": 0.5, "low": 0.25}]                    | - 0.50
     percentage | [null, 0.156, 0]                                    | - 16% 0%
 """
 

@@ -83,12 +83,16 @@ read d.jsonl: warning: 1 with an empty response, which is compared as any other:
 {"prompt": "x", "answer": "['red', 'blue']"}
 {"prompt": "y", "answer": "red / blue"}
 {"prompt": "z", "answer": "3/4"}
-read d.jsonl: prompt_only (recognized), 11 prompts
+{"prompt": "k", "answer": "red, blue"}
+{"prompt": "l", "answer": "red, which is warm"}
+{"prompt": "m", "answer": "(2, 5)"}
+read d.jsonl: prompt_only (recognized), 14 prompts
 read d.jsonl: warning: 3 with several known answers in one text, right as a whole only: write a list: row 1, 9, 10
 read d.jsonl: warning: 1 with an error of a spreadsheet as known answer: row 2
 read d.jsonl: warning: 2 with a decimal comma in a known answer, which no 2.5 is equal to: write a point: row 4, 6
 read d.jsonl: warning: 1 with points that may group thousands in a known answer, where 25.000 is 25: write 25000: row 7
 read d.jsonl: warning: 2 with a known answer that decimal commas leave unclear: 1,250 is 1250 here: row 7, 8
+read d.jsonl: warning: 1 with a comma in a known answer, right as a whole only: write several as a list: row 12
   user  q
 read d.jsonl: not in the conversation, kept for rewards: answer
 

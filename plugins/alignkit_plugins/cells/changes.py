@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from alignkit.errors import path_text
-from alignkit.io.text import listed, redacted
+from alignkit.io.results import recorded
+from alignkit.io.text import listed
 from alignkit.recipe.schema import Stage
 
 LONGEST = 40  # characters of a value that a message shows; digests have 64
@@ -75,7 +75,7 @@ def change_since(record: Mapping[str, Any], parts: Mapping[str, Any], stage: Sta
 
     record: of stage.json. parts: what the key is made of now.
     """
-    now = redacted(json.loads(json.dumps(parts, default=str)))
+    now = recorded(parts)
     found = record.get("depends_on") and differing(record["depends_on"], now, stage.kind)
     if not found:
         return ""

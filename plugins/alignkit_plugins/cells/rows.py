@@ -6,7 +6,6 @@ RUN/cells/STAGE-KEY.json  of a step that evaluates in the run itself, for each o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from alignkit.errors import DataError
 from alignkit.io.atomic import make_folder
 from alignkit.io.digest import digest
 from alignkit.io.results import CELLS, is_cell, json_lines, read_checked, read_record, write_checked
+from alignkit.models.saved import read_json
 from alignkit.recipe.schema import Recipe
 from alignkit_plugins.compare.rows import ANSWERS, main_rows, rows_in
 from alignkit_plugins.compare.scores import Measure, Scale, Score, Scores, scale_of, scores_of
@@ -106,7 +106,7 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     together with; each of COLUMNS has for metrics and policies a value for each of them. Composites
     are sums of these. `measured`: by what, as digests.
     """
-    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    evaluation = read_json(folder / "evaluation.json")
     rows = [*json_lines(folder / "samples.jsonl"), *json_lines(folder / "held_out.jsonl")]
     groups = list(map(group_from_json, rows))
     measures = _measures(groups, evaluation)
@@ -141,9 +141,15 @@ def _evaluation(folder: Path) -> dict[str, Any]:
 
 
 def _measures(groups: Sequence[Group], evaluation: Mapping[str, Any]) -> dict[str, Measure]:
-    """What the composites, metrics and rewards of an evaluation mean."""
+    """What the metrics of examples, composites, metrics and rewards of an evaluation mean, in the
+    order in which they decide.
+    """
     found, composites = dict[str, Measure](), evaluation.get("composites", {})
-    for row in main_rows(rows_in(evaluation)):
+    # The policy of the first rows may lack some
+    first = {name: place for place, name in enumerate([*examples.METRICS, *composites])}
+    for row in sorted(
+        main_rows(rows_in(evaluation)), key=lambda row: first.get(row.metric, len(first))
+    ):
         if row.kind in ("metric", "reward"):
             own = {row.policy: row.trained_on}
             scale = None if row.metric in examples.METRICS else scale_of(groups, row.metric)

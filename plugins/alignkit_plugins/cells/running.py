@@ -24,7 +24,7 @@ from alignkit.errors import RecipeError, RunFailed, refuse
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
-from alignkit.io.results import CELLS, json_lines, write_checked
+from alignkit.io.results import CELLS, append_line, json_lines, write_checked
 from alignkit.io.text import duration
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.services import folder_of, resume_command
@@ -86,8 +86,7 @@ def _note(file: Path, cells: Sequence[Cell]) -> None:
     """Append which cells this command runs, if that is not written yet."""
     line = {"command": resume_command(), "cells": [cell.address for cell in cells]}
     if line not in json_lines(file):
-        with file.open("a", encoding="utf-8") as lines:
-            lines.write(f"\n{json.dumps(line)}\n")  # what a killed command left stays a line
+        append_line(file, line)
 
 
 def base_of(recipe: Recipe) -> str:

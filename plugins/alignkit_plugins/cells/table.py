@@ -26,7 +26,6 @@ from alignkit_plugins.compare.rows import ANSWERS, MINUTES, Row, adjusted, decid
 from alignkit_plugins.compare.scores import Measure, Score, Scores, compare
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.compare.verdicts import MORE, verdicts
-from alignkit_plugins.text.readable import estimate_text
 
 SEED, BASE = "seed", "base"
 BY_METRIC = ("measures", "prompts")
@@ -226,7 +225,7 @@ def apart(
     for baseline in baselines:
         for row in compared(own, baseline, names, grids):
             if row.difference:
-                text = estimate_text(row.difference, sign=True, percent=row.percent)
+                text = statistics.interval_text(row.difference, sign=True, percent=row.percent)
                 yield f"{row.policy} against {baseline}: {text} in {metric}, not adjusted"
 
 
@@ -263,7 +262,9 @@ def choice(tuning: CellTable, shown: CellTable, step: str) -> Iterator[str]:
     places, every = chosen(np.stack([*by.values()]), measure.lower), [*by]
     names = [every[place] for place in places]
     values = np.stack([scored[name][:, at] for at, name in enumerate(names)], 1)
-    found = estimate_text(_mean(values, _of_shares(measure)), percent=bool(measure.percent))
+    found = statistics.interval_text(
+        _mean(values, _of_shares(measure)), percent=bool(measure.percent)
+    )
     counts = ", ".join(f"{name} {count}x" for name, count in Counter(names).most_common())
     yield f"chosen by {step} with the other seeds ({counts}): {found} in {shown.headline}"
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from alignkit import seeds
+from alignkit.evaluation.statistics import interval_text
 from alignkit_plugins.cells import crossed
 from alignkit_plugins.cells.crossed import Array
-from alignkit_plugins.text.readable import estimate_text
 
 FEWEST = 3  # values that make a trend; seeds, of which one is left out
 TURNING = 4  # values that make a turning point; prompts, of which half choose it
@@ -129,5 +129,5 @@ def _estimate(contrast: Array, percent: bool) -> tuple[float, float, str]:
     """The mean of values [prompts, seeds], half its interval, and both in words."""
     found = crossed.intervals(contrast[None], False)
     mean, half = float(found.middle[0]), float(found.half[0])
-    ends: dict[str, Any] = {"mean": mean, "low": mean - half, "high": mean + half}
-    return mean, half, estimate_text(ends, sign=True, percent=percent)
+    ends = {"mean": mean, "low": mean - half, "high": mean + half}
+    return mean, half, interval_text(ends, sign=True, percent=percent)

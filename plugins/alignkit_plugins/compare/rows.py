@@ -73,6 +73,11 @@ class Row:
     missing: int = 0
 
     @property
+    def mean(self) -> float | None:
+        """That of the estimate; None if unknown."""
+        return bounds(self.estimate)[0]
+
+    @property
     def clear(self) -> int | None:
         """1 if the policy is clearly better than the baseline, -1 if clearly worse, else 0; None if
         unknown.

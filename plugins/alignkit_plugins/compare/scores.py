@@ -138,7 +138,8 @@ class Scores:
                 self.rows.append(Score(metric, policy, prompt, value, unit))
 
     def combine(self) -> None:
-        """Add composites, in front: sums of weighted means over different prompts, of which each
+        """Add composites, and put metrics into the order of the measures, in which they decide.
+        Composites are sums of weighted means over different prompts, of which each
         metric needs two. What decides at a prompt is what its own score adds.
 
         The mean of their values is that sum, and the variance / n is its variance: the sum of those
@@ -166,7 +167,8 @@ class Scores:
                 place, added = f"{one.metric} {one.prompt}", share * one.value
                 new = Score(name, one.policy, place, value, one.unit, one.seed, outcome=added)
                 combined.append(new)
-        self.rows[:0] = combined
+        order = {name: place for place, name in enumerate(self.measures)}
+        self.rows[:] = sorted([*self.rows, *combined], key=lambda one: order[one.metric])
 
 
 def average(values: Iterable[float | None]) -> float | None:

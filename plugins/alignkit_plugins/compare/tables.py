@@ -9,9 +9,10 @@ from typing import Any
 
 from alignkit.contract.report import SideBySide, Table
 from alignkit.data.group import Group
+from alignkit.evaluation.statistics import interval_text
 from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.compare.rows import RATED, Row
-from alignkit_plugins.text.readable import bounds, estimate_text, short
+from alignkit_plugins.text.readable import bounds, short
 from alignkit_plugins.text.rows import cut
 from alignkit_plugins.text.spoken import all_turns
 
@@ -82,7 +83,7 @@ def cell(row: Row, difference: bool = False) -> str:
     if row.chance and not difference:
         return "chance"
     sign = difference and row.kind != "judge"
-    return estimate_text(_shown(row, difference), sign=sign, percent=row.percent)
+    return interval_text(_shown(row, difference), sign=sign, percent=row.percent)
 
 
 def _shown(row: Row, difference: bool) -> Mapping[str, Any]:

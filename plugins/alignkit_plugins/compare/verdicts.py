@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.evaluation.statistics import bought_with_length
+from alignkit.evaluation.statistics import bought_with_length, interval_text
 from alignkit.recipe.yaml import mapping
 from alignkit_plugins.compare.rows import (
     BASE_MODEL,
@@ -26,7 +26,7 @@ from alignkit_plugins.compare.rows import (
     deciding,
     rows_in,
 )
-from alignkit_plugins.text.readable import bounds, estimate_text
+from alignkit_plugins.text.readable import bounds
 
 LONGER_IS_BETTER, SHORTER_IS_BETTER = f"{PAIRS}, better is longer", f"{PAIRS}, better is shorter"
 LONGER = 0.2  # share by which lengths may differ without a warning
@@ -144,8 +144,8 @@ def _of_length(rows: Sequence[Row], policy: str) -> str:
         return ""
     return (
         f"{policy} prefers longer responses, which is no gain: it has "
-        f"{estimate_text(longer, percent=True)} of pairs right where the better one is longer, and "
-        f"{estimate_text(shorter, percent=True)} where it is shorter."
+        f"{interval_text(longer, percent=True)} of pairs right where the better one is longer, and "
+        f"{interval_text(shorter, percent=True)} where it is shorter."
     )
 
 
@@ -154,21 +154,20 @@ def _headline(row: Row, rows: Sequence[Row]) -> str:
     policy, baseline, text = row.policy, row.baseline, _difference(row, rows)
     if any((one.policy, one.metric) == (baseline, row.metric) and one.chance for one in rows):
         how = {1: "better", -1: "worse"}.get(row.clear or 0, "not clearly better")
-        share = estimate_text(row.estimate, percent=True)
+        share = interval_text(row.estimate, percent=True)
         return f"{policy} orders held-out pairs {how} than chance: {share} are right."
     if not row.clear:
         return f"No clear difference between {policy} and {baseline} in {text}."
     for one in rows:
         if (one.policy, one.metric, one.column) == (baseline, row.metric, row.column):
-            ours = estimate_text({"mean": row.estimate.get("mean")}, percent=row.percent)
-            theirs = estimate_text({"mean": one.estimate.get("mean")}, percent=row.percent)
-            text += f": {ours} against {theirs}"
+            means = (interval_text({"mean": each.mean}, percent=row.percent) for each in (row, one))
+            text += f": {' against '.join(means)}"
     return f"{policy} is {'better' if row.clear == 1 else 'worse'} than {baseline} in {text}."
 
 
 def _difference(row: Row, rows: Sequence[Row]) -> str:
     """`facts right, +20 points [4, 36]`, with p values where they do not say what its interval says."""
-    name, difference = row.metric, estimate_text(row.difference, sign=True, percent=row.percent)
+    name, difference = row.metric, interval_text(row.difference, sign=True, percent=row.percent)
     if row.kind == "reward":
         name = f"the {name}" if "reward" in name else f"the reward {name}"
     if row.lower:
@@ -177,7 +176,7 @@ def _difference(row: Row, rows: Sequence[Row]) -> str:
         name += " (trained on it)"
     text = f"{name}, {difference}"
     if row.kind == "judge":
-        text = f"{name}, which prefers it in {estimate_text(row.estimate, percent=True)} of comparisons"
+        text = f"{name}, which prefers it in {interval_text(row.estimate, percent=True)} of comparisons"
     if row.p is not None and bool(row.clear) != row.excludes_zero:
         count, what = sum(one.p is not None for one in rows), {1: "gains", -1: "losses"}
         text += f", p {row.difference['p']:.1g}, but {row.p:.1g} as one of {count} possible "
@@ -191,7 +190,7 @@ def _bought(row: Row, rows: Sequence[Row]) -> Iterator[str]:
     equal = row.equal_length or None
     if row.kind == "reward" and longer and bought_with_length(row.difference, equal):
         what = f"Most of this gain comes with {_longer(longer)} answers"
-        yield f"{what}: between equally long ones it is {estimate_text(equal, sign=True)}."
+        yield f"{what}: between equally long ones it is {interval_text(equal, sign=True)}."
 
 
 def _longer(share: float) -> str:
@@ -202,7 +201,7 @@ def _longer(share: float) -> str:
 
 def longer_by(rows: Sequence[Row], policy: str, baseline: str) -> float | None:
     """The share by which a policy's answers are longer than the baseline's; None if unknown."""
-    lengths = {row.policy: bounds(row.estimate)[0] for row in rows if row.metric == LENGTH}
+    lengths = {row.policy: row.mean for row in rows if row.metric == LENGTH}
     ours, theirs = lengths.get(policy), lengths.get(baseline)
     return None if ours is None or not theirs else ours / theirs - 1
 
@@ -231,7 +230,7 @@ def doubts(evaluation: Mapping[str, Any]) -> Iterator[str]:
     for row in rows:
         if row.missing and row.baseline != BASE_MODEL and row.kind != "judge":
             yield f"{row.missing} answers of {row.policy} have no {row.metric} and do not count"
-        if row.metric == TRUNCATED and row.estimate["mean"] > CUT:
+        if row.metric == TRUNCATED and (row.mean or 0.0) > CUT:
             truncated.append(f"{row.estimate['mean']:.0%} of {row.policy}")
     if truncated:
         yield f"many answers are truncated: {', '.join(truncated)}"

@@ -255,7 +255,8 @@ class LabeledPairs(ColumnFormat):
 
     def _count(self, rows: Sequence[Mapping[str, Any]], layout: TwoAnswers) -> None:
         """Count the votes in all rows, and note what they say together."""
-        self.own, heads, repeated = layout, self._called(layout.first, layout.second), 0
+        self.own, heads = layout, self._called(layout.first, layout.second)
+        repeated = unnamed = 0
         texts = Counter(str(row.get(name)) for row in rows for name in layout.label)
         numbers = sorted(
             text for text in filter(NUMBER.fullmatch, texts) if self.meant.get(text) is None
@@ -292,6 +293,7 @@ class LabeledPairs(ColumnFormat):
                 for name, label in votes.items():
                     # Without a name, nobody votes twice
                     who = people or is_wide or len(before)
+                    unnamed += bool(before) and not (people or is_wide)
                     voter, vote = (name, str(who)), _turned(label, turned)
                     repeated += voter in before
                     if before.setdefault(voter, vote) != vote:
@@ -316,6 +318,11 @@ class LabeledPairs(ColumnFormat):
             text += (
                 f"; {repeated:,} labels repeated by one person, which count once, or as a tie where "
                 "they differ"
+            )
+        if unnamed:
+            text += (
+                f"; {unnamed:,} further labels of a pair, each of another person, as no column "
+                "'annotator' says whose"
             )
         self.notes = [text]
         if unused := self._unused(rows, layout, texts):

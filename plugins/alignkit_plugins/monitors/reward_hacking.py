@@ -215,11 +215,12 @@ class Rewards(NamedTuple):
     prompts: int
 
 
-def fallen(rows: Sequence[Mapping[str, Any]], level: float) -> dict[str, str]:
+def fallen(rows: Sequence[Mapping[str, Any]], level: float, least: int = LEAST) -> dict[str, str]:
     """What to say of each kind of prompt whose reward fell, from the first third of the iterations
     to the last, while the mean reward rose; by Welch's t test.
 
-    rows: their metrics. level: the chance to say so of any kind although none has changed.
+    rows: their metrics. level: the chance to say so of any kind although none has changed. least:
+    the prompts of a kind from which on something is said; below LEAST, that nobody can tell.
     """
     part, found = max(1, len(rows) // 3), dict[str, str]()
     first, last = rows[:part], rows[-part:]
@@ -228,17 +229,24 @@ def fallen(rows: Sequence[Mapping[str, Any]], level: float) -> dict[str, str]:
         kind = name.removeprefix("kind/").removesuffix("/reward")
         before, after = _of_kind(kind, first), _of_kind(kind, last)
         began, now = (mean(row["reward"] for row in end) for end in (first, last))
-        enough = min(before.prompts, after.prompts) >= LEAST
-        if enough and after.mean < before.mean and now > began:
+        prompts = min(before.prompts, after.prompts)
+        if prompts >= least and after.mean < before.mean and now > began:
             # Takes a second to load, see `change`
             from scipy import stats
 
             test = stats.ttest_ind_from_stats(*after, *before, equal_var=False, alternative="less")
             if test.pvalue < level / len(kinds):
-                found[kind] = (
-                    f"the reward of '{kind}' fell from {before.mean:.3g} to {after.mean:.3g} while "
-                    f"the mean rose from {began:.3g} to {now:.3g}: give that kind more weight"
+                moved = f"from {before.mean:.3g} to {after.mean:.3g}"
+                text = (
+                    f"the reward of '{kind}' fell {moved} while the mean rose from {began:.3g} to "
+                    f"{now:.3g}: give that kind more weight"
                 )
+                if prompts < LEAST:
+                    text = (
+                        f"{prompts} prompts of '{kind}' are too few to tell whether its reward "
+                        f"fell {moved}: sample more of them"
+                    )
+                found[kind] = text
     return found
 
 

@@ -23,15 +23,14 @@ from alignkit.evaluation.statistics import (
     clustered_share,
     interval_text,
 )
-from alignkit_plugins.compare.comparison import units_of
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import Consent, Flag, Label, gaps
 from alignkit_plugins.people.store import Store
-from alignkit_plugins.people.votes import UNLABELED, Labeled, labeled, labeled_groups
+from alignkit_plugins.people.votes import UNLABELED, Labeled, labeled, labeled_groups, with_units
 
 # By the pairs that a label compares: whether the first is better
 Rating = dict[tuple[int, int], bool]
-Cases = defaultdict[str, list[tuple[bool, int]]]  # person -> whether ratings are the same, prompt
+Cases = defaultdict[Any, list[tuple[bool, int]]]  # such as a person -> yes or no, and the unit
 
 
 def agreement(entries: Iterable[Labeled], left_out: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -73,8 +72,7 @@ def _measured(task: str, entries: Sequence[Labeled], left_out: Collection[str]) 
     units, clusters = list[list[bool]](), list[int]()
     shared, items = set[str](), defaultdict[str, set[str]](set)
     with_others, with_gold = Cases(list), Cases(list)
-    prompts = units_of(entry.item.group for entry in entries)
-    for prompt, entry in zip(prompts, entries, strict=True):
+    for prompt, entry in with_units(entries):
         item = entry.item
         gold = _ratings(item, dict(item.gold or {}))
         comparisons: dict[tuple[int, int], dict[str, bool]] = defaultdict(dict)
@@ -148,9 +146,8 @@ def said_of_sources(entries: Sequence[Labeled]) -> Table:
     """How often people find the answers of each source good, or flag them, such as those of a policy
     that people attacked. The unit of the intervals is a prompt.
     """
-    cases: dict[tuple[str, str], list[tuple[bool, int]]] = defaultdict(list)
-    units = units_of(entry.item.group for entry in entries)
-    for unit, entry in zip(units, entries, strict=True):
+    cases = Cases(list)
+    for unit, entry in with_units(entries):
         task = entry.item.task
         for group in labeled_groups(entry):
             for place, answer in enumerate(group.responses):

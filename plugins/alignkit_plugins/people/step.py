@@ -35,12 +35,19 @@ from alignkit.contract.report import Report, Table
 from alignkit.errors import StageWaits
 from alignkit.evaluation import statistics
 from alignkit.io.results import AGREEMENT
-from alignkit_plugins.compare.comparison import together, units_of
+from alignkit_plugins.compare.comparison import together
 from alignkit_plugins.compare.scores import Scale
 from alignkit_plugins.people.active_learning import prioritized
 from alignkit_plugins.people.items import AUTHOR, Item, items_of, joined, questions_of
 from alignkit_plugins.people.store import SUFFIX, Store
-from alignkit_plugins.people.votes import Labeled, below, is_good, labeled, labeled_groups
+from alignkit_plugins.people.votes import (
+    Labeled,
+    below,
+    is_good,
+    labeled,
+    labeled_groups,
+    with_units,
+)
 
 STORE = "labels.feedback"  # a file in the run's folder
 Task = Literal["pair", "safety", "ranking", "review", "demonstration", "thumb"]
@@ -319,8 +326,7 @@ def wins(entries: Sequence[Labeled]) -> list[dict[str, Any]]:
     are left out. The unit of the interval is a prompt.
     """
     cases: dict[tuple[str, ...], list[tuple[float, int]]] = defaultdict(list)
-    units = units_of(entry.item.group for entry in entries)
-    for unit, entry in zip(units, entries, strict=True):
+    for unit, entry in with_units(entries):
         item = entry.item
         names = sorted({origin for origin in item.origins if origin})
         if item.task in ("pair", "safety") and len(names) == 2 and entry.counts:

@@ -23,6 +23,7 @@ from typing import get_args
 
 from alignkit import BadRow, Group, Pair, Response
 from alignkit.data.group import with_responses
+from alignkit_plugins.compare.comparison import units_of
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import Consent, Flag, Label, agrees, canonical, gaps, level
 from alignkit_plugins.people.store import Event, Store, Stored
@@ -179,6 +180,11 @@ def below(entries: Iterable[Labeled], least: float | None) -> tuple[set[str], li
 
 
 # What recipes learn
+
+
+def with_units(entries: Sequence[Labeled]) -> Iterator[tuple[int, Labeled]]:
+    """The unit of each item in all statistics, next to it."""
+    return zip(units_of(entry.item.group for entry in entries), entries, strict=True)
 
 
 def labeled_groups(entry: Labeled) -> list[Group]:

@@ -4,7 +4,6 @@ their files.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,15 +14,14 @@ from typing import Any
 from alignkit.contract.commands import Result
 from alignkit.errors import NotReproduced, refuse
 from alignkit.io.console import Reporter
-from alignkit.io.results import RESULTS, Results, damage_of, json_lines
-from alignkit.io.text import redacted
+from alignkit.io.results import RESULTS, Results, damage_of, json_lines, recorded
+from alignkit.models.saved import read_json
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
 from alignkit.runs.signals import stoppable
 from alignkit_plugins.cells.changes import change_in_words, changes
 from alignkit_plugins.command_line.find import folders_of
 from alignkit_plugins.people.step import NobodyAsked
-from alignkit_plugins.report.history import read_object
 from alignkit_plugins.servers.remote import stored_replies_only
 
 ENVIRONMENT = {"versions", "source", "version", "recognized"}  # keys of a hash that are no inputs
@@ -62,7 +60,7 @@ class Rerun(Run):
             damage = damage_of(run / part) if record.get("complete") else "it is not finished"
             if damage:
                 refuse(f"stage '{part}': {damage}, so '{name}' cannot be run again", "run it again")
-        now = redacted(json.loads(json.dumps(self.stage.with_files(self.stage.key()), default=str)))
+        now = recorded(self.stage.with_files(self.stage.key()))
         inputs, self.around = list[str](), list[str]()
         for one in changes(self.record["depends_on"], now):
             (self.around if ENVIRONMENT.intersection(one.path) else inputs).append(
@@ -118,7 +116,7 @@ class Rerun(Run):
 
 def _lines(file: Path) -> Mapping[str, Any]:
     """What a file of JSON says, by lines."""
-    rows = json_lines(file) if file.suffix == ".jsonl" else [read_object(file)]
+    rows = json_lines(file) if file.suffix == ".jsonl" else [read_json(file, optional=True)]
     return {f"line {number}": row for number, row in enumerate(rows, 1)}
 
 

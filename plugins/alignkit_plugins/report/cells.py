@@ -69,7 +69,7 @@ def lines_of(facts: Mapping[str, Any]) -> list[list[Any]]:
             key = [stage, row.policy, row.metric]
             means = row.estimate.get("seeds", ())
             if len(found["seeds"]) == 1:
-                means = [row.estimate.get("mean")]
+                means = [row.mean]
             for seed, mean in zip(found["seeds"], means, strict=False):
                 lines.append([*key, seed, mean, "", "", ""])
             lines.append([*key, "all", *map(row.estimate.get, ENDS)])

@@ -14,6 +14,7 @@ from alignkit.contract.report import Table
 from alignkit.data.group import Group, resolved_pairs
 from alignkit.evaluation.answers import normalized
 from alignkit.evaluation.numbers import number_of
+from alignkit.io.text import listed
 from alignkit.recipe.sources import Loaded
 from alignkit_plugins.text.readable import percentage, short
 from alignkit_plugins.text.rows import turns_of_response, turns_text
@@ -29,6 +30,9 @@ ODD = {
     re.compile(
         r"[|;]|\s/\s|^\[.*\]$"
     ): "several known answers in one text, right as a whole only: write a list",
+    re.compile(
+        r"^\s*[^\W\d]+(,\s*[^\W\d]+)+\s*$"
+    ): "a comma in a known answer, right as a whole only: write several as a list",
     re.compile(
         r"#(N/A|REF!|VALUE!|DIV/0!|NAME\?|NUM!|NULL!)"
     ): "an error of a spreadsheet as known answer",
@@ -104,7 +108,7 @@ def row_warnings(groups: Sequence[Group]) -> list[str]:
             "without them: columns: {other_weight: weight}"
         )
     for text, rows in found.items():
-        lines.append(f"warning: {len(rows):,} with {text}: row {', '.join(rows[:3])}")
+        lines.append(f"warning: {len(rows):,} with {text}: row {listed(rows)}")
     return lines
 
 

@@ -183,7 +183,7 @@ def _reference(course: Course) -> Iterator[str]:
 
 
 def _kind_fell(course: Course) -> Iterator[str]:
-    for text in fallen(course.rows, KINDS_LEVEL).values():
+    for text in fallen(course.rows, KINDS_LEVEL, 2).values():
         yield f"{text[:1].upper()}{text[1:]}."
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.contract.report import Report, Table
+from alignkit.evaluation.statistics import interval_text
 from alignkit.recipe.yaml import mapping
 from alignkit_plugins.ai_feedback.judge_card import sentence
 from alignkit_plugins.cells.earlier import evaluated
@@ -21,7 +22,7 @@ from alignkit_plugins.report import data_card
 from alignkit_plugins.report.facts import stage_words
 from alignkit_plugins.report.figures import figures_of, intervals, worded
 from alignkit_plugins.servers.page import templates
-from alignkit_plugins.text.readable import duration, estimate_text, short, size
+from alignkit_plugins.text.readable import duration, short, size
 
 SIDE_BY_SIDE = 3  # prompts whose answers the first screen shows
 
@@ -32,7 +33,7 @@ def page(facts: Mapping[str, Any] | None, cells: Mapping[str, Any] | None = None
     Of a run, of cells, or of both.
     """
     environment = templates(Path(__file__).parent)
-    filters = (duration, short, size, stage_words, worded, main_rows, cell, estimate_text)
+    filters = (duration, short, size, stage_words, worded, main_rows, cell, interval_text)
     for each in (*filters, data_card.brief_name, data_card.left_out):
         environment.filters[each.__name__] = each
     if facts is None:
@@ -148,11 +149,11 @@ def before_and_after(after: Row, rows: Sequence[Row]) -> list[Table]:
     if after.lower:
         gained, lost = lost, gained
     count = gained + lost + tied
-    yes = count * (after.estimate.get("mean") or 0.0)
+    yes = count * (after.mean or 0.0)
     kept = round(yes) - gained
     for row in rows:
         if (row.policy, row.metric) == (after.baseline, after.metric) and after.percent:
-            was = count * (row.estimate.get("mean") or 0.0)
+            was = count * (row.mean or 0.0)
             if math.isclose(yes, kept + gained) and math.isclose(was, kept + lost):
                 lines = [
                     [f"{row.policy}: yes", f"{kept} kept", f"{lost} lost"],

@@ -152,12 +152,12 @@ def curves(lines: Mapping[str, Line], label: str, key: bool = True) -> Drawing:
         if line.band:
             lows, highs = zip(*line.band, strict=True)
             plot.curve(f"band {style}", [*line.x, *line.x[::-1]], [*lows, *highs[::-1]])
-        joined, y = line.joined and len(line.x) > 2, list(line.y)
-        if joined and len(line.x) > NOISY and not line.band:  # what has a band is a mean already
-            plot.curve(f"raw {style}", line.x, y)
-            y = smoothed(y)
+        joined = line.joined and len(line.x) > 2
+        mean = line.y if line.band else smoothed(line.y)  # what has a band is a mean already
+        if joined and mean is not line.y:
+            plot.curve(f"raw {style}", line.x, line.y)
         if joined:
-            plot.curve(style, line.x, y)
+            plot.curve(style, line.x, mean)
         if not joined or len(line.x) <= DOTTED:
             for one, other in zip(line.x, line.y, strict=True):
                 plot.dot(style, one, other)
@@ -169,9 +169,11 @@ def curves(lines: Mapping[str, Line], label: str, key: bool = True) -> Drawing:
     return Drawing(plot.body, plot.top + HEIGHT + 2 * LINE)
 
 
-def smoothed(y: Sequence[float]) -> list[float]:
+def smoothed(y: Sequence[float]) -> Sequence[float]:
     """The mean of each of many values with its neighbors, a tenth of all; few stay as they are."""
-    reach = len(y) // 20 if len(y) > NOISY else 0
+    if len(y) <= NOISY:
+        return y
+    reach = len(y) // 20
     return [fmean(y[max(0, at - reach) : at + reach + 1]) for at in range(len(y))]
 
 

@@ -14,8 +14,10 @@ from typing import Any
 import alignkit
 from alignkit.errors import refuse
 from alignkit.evaluation import held_out
+from alignkit.evaluation.statistics import interval_text
 from alignkit.io.results import AGREEMENT, RECIPE, damage_of, json_lines, read_record
 from alignkit.io.text import listed, redacted
+from alignkit.models.saved import read_json
 from alignkit.recipe.yaml import mapping, plain_data
 from alignkit.tokens.counts import DROP_REASONS
 from alignkit_plugins.cells.earlier import ONE_SEED, Change, changed, with_earlier
@@ -25,9 +27,9 @@ from alignkit_plugins.compare.rows import BASE_MODEL, COIN, rows_in
 from alignkit_plugins.report.data_card import left_out
 from alignkit_plugins.report.diagnosis import diagnosis
 from alignkit_plugins.report.figures import series_of
-from alignkit_plugins.report.history import read_object, starts_of, warnings_of
+from alignkit_plugins.report.history import starts_of, warnings_of
 from alignkit_plugins.report.samples import samples
-from alignkit_plugins.text.readable import estimate_text, number
+from alignkit_plugins.text.readable import number
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
 ACRONYM = 4  # characters of a name that is one, such as `ppo`
@@ -119,7 +121,7 @@ class Stage:
         """Its evaluation.json."""
         if self.damage:
             return {}
-        return read_object(self.folder / "evaluation.json")
+        return read_json(self.folder / "evaluation.json", optional=True)
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -193,7 +195,7 @@ class Stage:
         right = mapping(accuracy.get("result"))
         low = number(right.get("low"))
         if "reward" in self.plugin and low is not None and low <= COIN:
-            share = estimate_text(right, percent=True)
+            share = interval_text(right, percent=True)
             text = "is no better than a coin: it has"
             return f"{self.name} {text} {share} of its held-out pairs right."
         doubt, _, _ = held_out.doubt(self.summary, self.rows).partition(";")
@@ -218,7 +220,7 @@ class Stage:
         for source in self.sources:
             if agreement := source.get("agreement"):
                 yield {"stage": self.name, "source": source["name"], "agreement": agreement}
-        if questions := read_object(self.folder / AGREEMENT).get("questions"):
+        if questions := read_json(self.folder / AGREEMENT, optional=True).get("questions"):
             yield {"stage": self.name, "source": "", "agreement": questions}
 
     def dropped(self) -> Iterator[dict[str, Any]]:
@@ -252,7 +254,8 @@ class Stage:
         if skipped := self.summary.get("skipped_steps"):
             text = "because their loss or gradient was not finite"
             yield f"{skipped} steps were skipped, {text}"
-        yield from verdicts.no_judges(read_object(self.folder / "reward_evaluation.json"))
+        rated = read_json(self.folder / "reward_evaluation.json", optional=True)
+        yield from verdicts.no_judges(rated)
         for item in self.dropped():
             lost = item["of"] and item["rows"] > LOST * item["of"]
             if lost or item["reason"].startswith("bad rows"):

@@ -207,7 +207,7 @@ def intervals(
     """
     metrics: dict[str, list[Row]] = {}
     for row in rows:
-        if row.kind in RATED and row.estimate.get("mean") is not None:
+        if row.kind in RATED and row.mean is not None:
             metrics.setdefault(row.metric, []).append(row)
     against = {row.metric: row for row in compared if row.clear is not None}
     return [_panel(found, result, bare, against.get(name)) for name, found in metrics.items()]

@@ -7,7 +7,6 @@ A start without an end was killed. Only reports read it; results do not depend o
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import re
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import StageWaits, Stopped, message_of
-from alignkit.io.results import STARTS, json_lines
-from alignkit.io.text import redacted
+from alignkit.io.results import STARTS, append_line, json_lines
 from alignkit.runs.services import resume_command
 
 _WARNING = re.compile(r"^\S+Z (?:(\S+): )?warning: (.*)$")
@@ -48,10 +46,9 @@ def write_end(folder: Path, error: BaseException | None, peak_memory: str) -> No
 
 
 def _append(folder: Path, event: str, **values: Any) -> None:
-    line = json.dumps(redacted({"event": event, "time": time.time(), **values}))
     # On a full disk the run itself says so where it loses a result.
-    with suppress(OSError), (folder / STARTS).open("a", encoding="utf-8") as file:
-        file.write(f"\n{line}\n")  # what a killed process left of a line stays a line of its own
+    with suppress(OSError):
+        append_line(folder / STARTS, {"event": event, "time": time.time(), **values})
 
 
 def machine() -> dict[str, Any]:
@@ -75,13 +72,6 @@ def commit_of(folder: Path) -> str:
 
 
 # Reading
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none."""
-    if not file.is_file():
-        return {}
-    return dict(json.loads(file.read_text("utf-8")))
 
 
 def starts_of(folder: Path) -> list[dict[str, Any]]:

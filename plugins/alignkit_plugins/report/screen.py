@@ -122,7 +122,7 @@ def _numbers(facts: Mapping[str, Any], room: int, most: int) -> list[str]:
             if row.clear == -1:
                 worse.add(row.metric)
             if row.kind == ANSWERS:
-                row = replace(row, estimate={"mean": row.estimate.get("mean")})
+                row = replace(row, estimate={"mean": row.mean})
             if len(stages) > 1:
                 row = replace(row, metric=f"{stage}: {row.metric}")
             rows.append(row)
@@ -158,7 +158,7 @@ def _columns(rows: Sequence[Row], newest: Container[str], older: Sequence[str]) 
         if is_result_name(name):  # in narrow columns
             name = name.replace("@", "@\n") + "\n(newest)" * (name in newest)
         elif older:  # not swapped, which leaves its room to the names of metrics
-            estimate = {"mean": estimate.get("mean")}
+            estimate = {"mean": row.mean}
         named.append(replace(row, policy=name, estimate=estimate))
     lines = _laid_out(table(named))
     if older[1:] and max(map(len, lines)) > WIDTH:

@@ -18,6 +18,7 @@ from alignkit.data.group import (
     write_groups,
 )
 from alignkit.errors import DataError, refuse
+from alignkit.evaluation.statistics import interval_text
 from alignkit.io.console import Reporter
 from alignkit.io.text import printable
 from alignkit_plugins.command_line.words import Named
@@ -30,7 +31,6 @@ from alignkit_plugins.compare.comparison import (
 from alignkit_plugins.compare.pairs import accuracy, choices, gaps
 from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of
 from alignkit_plugins.serving.policy import Opened, opened
-from alignkit_plugins.text.readable import estimate_text
 
 AUTHOR = ""  # stands for all authors of responses, whose scores are averaged
 
@@ -121,12 +121,12 @@ def _lines(groups: Sequence[Group], facts: Mapping[str, Any]) -> list[str]:
     ]
     for name, found in facts.items():
         mean, examples = found["mean"], found["examples"]
-        line = f"{name}: mean {estimate_text(mean)} of {examples} examples"
+        line = f"{name}: mean {interval_text(mean)} of {examples} examples"
         if mean["n"] < examples:
             line += f" ({mean['n']} independent)"
         if missing := found["missing"]:
             line += f"; {missing} responses without a score"
         if right := found["pairs_right"]:
-            line += f"; pairs right {estimate_text(right['accuracy'], percent=True)} of {right['pairs']}"
+            line += f"; pairs right {interval_text(right['accuracy'], percent=True)} of {right['pairs']}"
         lines.append(line)
     return lines

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them: with as many digits as they deserve, and with their intervals."""
+"""Numbers as a person reads them, with as many digits as they deserve."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from sys import float_info
 from typing import Any
 
-from alignkit.evaluation import statistics
 from alignkit.io import text
 
 
@@ -31,21 +30,6 @@ def short(value: Any) -> str:
     if 1e3 <= abs(value) < 1e15:
         return f"{value:,.0f}"
     return f"{value:.4g}"
-
-
-def estimate_text(
-    estimate: Mapping[str, Any] | None, *, sign: bool = False, percent: bool = False
-) -> str:
-    """`0.42 [0.21, 0.63]`, with as many digits as the interval justifies; `-` without a mean.
-
-    sign: it is a difference, and those of shares are in points.
-    """
-    mean, low, high = bounds(estimate)
-    if low is None or high is None:
-        low = high = None
-    known = {"mean": mean, "low": low, "high": high}
-    text = statistics.interval_text(known, sign=sign, percent=percent)
-    return text.replace("%", " points") if sign else text
 
 
 def bounds(estimate: Any) -> tuple[float | None, float | None, float | None]:
