@@ -47,6 +47,8 @@ def test_a_curve_has_a_band_and_few_values_are_dots(line: Line, counts: Any) -> 
     assert found == counts and "c1" in body and ">a namea" in body
     assert f">{max(line.x):.3g}<" in body
     assert ">ppo<" not in drawing.curves({"ppo": line, "other": line}, "step", False).body
+    named = drawing.curves({"ppo": line}, "K", ticks={line.x[1]: "two"}, up="KL").body
+    assert ">two<" in named and ">KL<" in named and f">{max(line.x):.3g}</text><text" not in named
 
 
 def test_the_mean_of_neighbors_keeps_a_trend_and_few_values() -> None:
@@ -66,6 +68,11 @@ def test_a_row_has_its_interval_and_its_seeds() -> None:
     bars = drawing.rows({"sft": Point(4, 3, 5)}, bars=True).body
     (bar,) = re.findall(r'"bar" x1="([\d.]+)%" x2="([\d.]+)%"', bars)
     assert bar == ("4.545", "77.27")
+    # Marks have a place, though all points are far from them, and x a name
+    marked = drawing.rows({"sft": Point(4, 3, 5)}, marks=[-1.0], label="margins")
+    assert marked.body.count('class="base"') == 1 and ">margins<" in marked.body
+    assert marked.height == drawing.rows({"sft": Point(4, 3, 5)}).height + drawing.LINE
+    assert f">{'x' * 60}<" in drawing.rows({"x" * 60: Point(4, 3, 5)}, most=60).body
     # A long name stands above its row, which then has the whole width
     long = drawing.rows({"x" * 25: Point(4, 3, 5), "sft": Point(4, 3, 5)})
     assert long.left == 8 and long.height == drawn.height + 2 * drawing.LINE

@@ -80,6 +80,10 @@ class Scale:
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
         return [at * step for at in range(first, last + 1)]
 
+    def named(self, form: str = "{:.6g}") -> dict[float, str]:
+        """The ticks with what stands there."""
+        return {tick: form.format(tick) for tick in self.ticks()}
+
 
 class Plot:
     """A chart that is drawn. height: of its inner part, in pixels, below the top."""
@@ -123,11 +127,12 @@ class Plot:
             self.dot("seed", one, other)
         self.dot(f"mean {x.style}", x.mean, y.mean)
 
-    def x_axis(self, ticks: Iterable[float], label: str = "", form: str = "{:.6g}") -> None:
+    def x_axis(self, ticks: Mapping[float, str], label: str = "") -> None:
+        """ticks: what stands at each value."""
         bottom = self.top + self.height + 14
-        for tick in ticks:
+        for tick, shown in ticks.items():
             self.line("grid", (tick, tick), self.y.ends)
-            self.text("tick middle", form.format(tick), self.at(tick, 0)[0], bottom)
+            self.text("tick middle", shown, self.at(tick, 0)[0], bottom)
         self.text("tick end", label, "100%", bottom + LINE)
 
     def y_axis(self) -> None:
@@ -136,17 +141,30 @@ class Plot:
             self.text("tick end", f"{tick:.6g}", -6, self.at(0, tick)[1] + 4)
 
 
-def curves(lines: Mapping[str, Line], label: str, key: bool = True) -> Drawing:
-    """A line per name. label: of x. key: whether names stand above, if there are several."""
+def curves(
+    lines: Mapping[str, Line],
+    label: str,
+    key: bool = True,
+    *,
+    ticks: Mapping[float, str] | None = None,
+    up: str = "",
+) -> Drawing:
+    """A line per name. label, up: of x and y. key: whether names stand above, if there are several.
+    ticks: of x, by value; else its ends have one.
+    """
     x, y = list[float](), list[float]()
     for line in lines.values():
         x += line.x
         y += [*line.y, *chain(*line.band)]
     named = key and len(lines) > 1
-    plot = Plot(Scale(x, 0), Scale(y), top=TOP + named * LINE * len(lines))
+    above = LINE * (named * len(lines) + bool(up))
+    plot = Plot(Scale(x, 0), Scale(y), top=TOP + above)
     plot.y_axis()
-    whole = float(max(x)).is_integer()
-    plot.x_axis((min(x), max(x)), label, "{:.6g}" if whole else "{:.3g}")
+    plot.text("tick", up, -LEFT, above - 4)
+    if ticks is None:
+        form = "{:.6g}" if float(max(x)).is_integer() else "{:.3g}"
+        ticks = {end: form.format(end) for end in (min(x), max(x))}
+    plot.x_axis(ticks, label)
     for at, (name, line) in enumerate(lines.items()):
         style = f"c{at % COLORS}"
         if line.band:
@@ -177,19 +195,30 @@ def smoothed(y: Sequence[float]) -> Sequence[float]:
     return [fmean(y[max(0, at - reach) : at + reach + 1]) for at in range(len(y))]
 
 
-def rows(points: Mapping[str, Point], *, percent: bool = False, bars: bool = False) -> Drawing:
+def rows(
+    points: Mapping[str, Point],
+    *,
+    percent: bool = False,
+    bars: bool = False,
+    marks: Sequence[float] = (),
+    label: str = "",
+    most: int = LABEL,
+) -> Drawing:
     """A row per name: a dot at its mean, its interval, and a faint dot for each seed.
 
-    percent: whether values are shares. bars: from 0 to the means.
+    percent: whether values are shares. bars: from 0 to the means. marks: values with a line of their
+    own. label: of x. most: characters of a name.
     """
-    values = [0.0] * bars + [0.0, 1.0] * percent
+    values = [0.0] * bars + [0.0, 1.0] * percent + [*marks]
     for point in points.values():
         values += [point.low, point.high, *point.seeds]
-    longest = max(len(_short(name)) for name in points)
+    longest = max(len(_short(name, most)) for name in points)
     lines = 1 + (longest > SHORT)  # a long name stands above its row
     x, y = Scale(values, 0 if percent else 0.05), Scale([0.5, 0.5 - lines * len(points)], 0)
     plot = Plot(x, y, LINE * lines * len(points))
-    plot.x_axis(x.ticks(), form="{:.0%}" if percent else "{:.6g}")
+    plot.x_axis(x.named("{:.0%}" if percent else "{:.6g}"), label)
+    for mark in marks:
+        plot.line("base", (mark, mark), y.ends)
     for number, (name, point) in enumerate(points.items(), 1):
         at = 1 - lines * number
         plot.line("grid", x.ends, (at, at))
@@ -198,11 +227,11 @@ def rows(points: Mapping[str, Point], *, percent: bool = False, bars: bool = Fal
         plot.point(point, Point(at, at, at, [at] * len(point.seeds)))
         down = plot.at(0, at)[1] + 4
         if lines == 1:
-            plot.text(f"end {point.style}", _short(name), -8, down)
+            plot.text(f"end {point.style}", _short(name, most), -8, down)
         else:
-            plot.text(point.style, _short(name), 0, down - LINE)
+            plot.text(point.style, _short(name, most), 0, down - LINE)
     left = 8 + int(CHARACTER * longest) * (lines == 1)
-    return Drawing(plot.body, TOP + plot.height + LINE, left)
+    return Drawing(plot.body, TOP + plot.height + LINE * (1 + bool(label)), left)
 
 
 def plane(points: Mapping[str, tuple[Point, Point]], x_label: str, y_label: str) -> Drawing:
@@ -213,7 +242,7 @@ def plane(points: Mapping[str, tuple[Point, Point]], x_label: str, y_label: str)
         y += [up.low, up.high, *up.seeds]
     plot = Plot(Scale(x), Scale(y), 2 * HEIGHT, TOP + LINE)
     plot.y_axis()
-    plot.x_axis(plot.x.ticks(), x_label)
+    plot.x_axis(plot.x.named(), x_label)
     plot.text("tick", y_label, -LEFT, LINE - 4)
     for name, (across, up) in points.items():
         plot.point(across, up)
@@ -231,5 +260,5 @@ def alone(drawing: Drawing, width: int = 480) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" {size}>{body}</svg>'
 
 
-def _short(name: str) -> str:
-    return cut(" ".join(printable(name).split()), LABEL)
+def _short(name: str, most: int = LABEL) -> str:
+    return cut(" ".join(printable(name).split()), most)
