@@ -332,6 +332,13 @@ def test_rows_know_their_rule_and_a_changed_rule_voids_them(
         Claim("fake").verify("start-3", tmp_path)
     changed["values"] = 0.0
     (folder / "rows" / "start-3.json").write_text(json.dumps(changed), encoding="utf-8")
+    # Other code voids rows, but for those from before rows had its digest
+    with monkeypatch.context() as patch:
+        patch.setattr(claim.Claim, "code", "other")
+        assert Claim("fake").stored([claim.Row("start", 3), claim.Row("start", 2)]) == []
+        older = {key: value for key, value in changed.items() if key != "code"}
+        (folder / "rows" / "start-3.json").write_text(json.dumps(older), encoding="utf-8")
+        assert Claim("fake").stored([claim.Row("start", 3), claim.Row("start", 2)]) == [older]
     # A control that cannot be seen
     (folder / "rule.yaml").write_text(RULE.replace("MARGIN", "3"), encoding="utf-8")
     with pytest.raises(SystemExit, match="rows of tuning are missing"):
@@ -342,6 +349,31 @@ def test_rows_know_their_rule_and_a_changed_rule_voids_them(
     assert results == {"control": UNCLEAR, "good": FAILED, "exact": SHOWN}
     void = [row for row in Claim("fake").log() if row["rule"] != Claim("fake").digest]
     assert len(void) == count
+
+
+WIDTH = 8
+
+
+def helper() -> int:
+    return WIDTH
+
+
+def computes() -> int:
+    return helper()
+
+
+def test_the_code_of_a_row_has_what_it_calls_and_their_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(claim, "CODE", (__name__,))
+    found = [claim.code_of(computes), claim.code_of(helper)]
+    monkeypatch.setattr(sys.modules[__name__], "WIDTH", 9)
+    found += [claim.code_of(computes)]
+    monkeypatch.setattr(sys.modules[__name__], "helper", test_order_by_hand)
+    found += [claim.code_of(computes)]
+    assert len({*found}) == 4
+    monkeypatch.setattr(claim, "CODE", ("elsewhere",))  # code that is no claim's
+    assert claim.code_of(computes) not in found
 
 
 @pytest.mark.parametrize("one", page.claims(), ids=lambda one: str(one.name))

@@ -3,13 +3,16 @@
 A claim is a package here, with these files. `rule.yaml` is written, and committed, before any row
 that is shown: seeds, what varies, tests with their margins, and the positive control. It names the
 digests of the files of recipes/papers that rows depend on. `rows/` has a small file for each row,
-with the digest of the rule from before it was computed; a row of another rule is void. It has a
-digest of all weights that it trained, in folders run*. `runs.jsonl`
+with the digests of the rule and of the code that computes it, from before it was computed; a row of
+another rule or of other code is void. (Rows from before the second digest stay as they are.) It has
+a digest of all weights that it trained, in folders run*. `runs.jsonl`
 has a line for each row that was begun, also of tuning, and of rules that are no more. `words.yaml`
 is what people wrote: at most 200 words. The module itself has
 
 - `compute(row, rule, folder)`: the values of a row, as plain data;
 - `measures(rows, rule)`: by name and seed, a number, or a list with one for each prompt;
+- `after(rows, rule)`, perhaps: as measures, by a name with its unit: what nobody asked before the
+  rows were there, and no test is about;
 - `figures(rows, rule)`: drawings, by title.
 
 Until its rows are there, a page says what they could show: `expected(rule, seeds)` are, by test, the
@@ -23,10 +26,14 @@ shown.
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import io
 import json
 import shutil
+import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -47,6 +54,7 @@ from alignkit_plugins.report import drawing
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "recipes" / "papers"
+CODE = __package__, "alignkit_plugins.rewards"  # where a row's code may void it
 LEVEL = 0.05  # of a rule's tests together, in both directions
 SHOWN, OPPOSITE, UNCLEAR, FAILED, CONTRADICTS = (
     "shown here",
@@ -123,6 +131,10 @@ class Claim:
     def module(self) -> Any:
         return importlib.import_module(f"{__package__}.{self.name}")
 
+    @cached_property
+    def code(self) -> str:
+        return code_of(self.module.compute)
+
     def planned(self, tuning: bool) -> Iterator[Row]:
         """The rows of one kind of seeds. Those that are shown need all rows of tuning."""
         rates = {} if tuning else self.rates()
@@ -136,13 +148,14 @@ class Claim:
                     yield Row(name, seed, rate, tuning)
 
     def stored(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """Those of these rows that are there, complete, and of this rule."""
+        """Those of these rows that are there, complete, and of this rule and code."""
         found = list[dict[str, Any]]()
         for row in rows:
             file = self.folder / "rows" / f"{row.name}.json"
             if file.is_file():
                 one = json.loads(file.read_text("utf-8"))
-                if one["rule"] == self.digest and "values" in one:
+                known = one["rule"], one.get("code", self.code)
+                if known == (self.digest, self.code) and "values" in one:
                     found.append(one)
         return found
 
@@ -170,7 +183,8 @@ class Claim:
                     self._compute(row, work / row.name)
 
     def _compute(self, row: Row, folder: Path) -> None:
-        facts = {"rule": self.digest, **row._asdict(), "processor": processor(), "threads": 1}
+        facts = {"rule": self.digest, "code": self.code, **row._asdict()}
+        facts |= {"processor": processor(), "threads": 1}
         file, log = self.folder / "rows" / f"{row.name}.json", self.folder / "runs.jsonl"
         write_json(file, facts)
         with log.open("a", encoding="utf-8") as lines:
@@ -253,6 +267,28 @@ class Claim:
                 if "tolerance" not in self.tests[one.name]:
                     found[at] = one._replace(result=FAILED)
         return found
+
+
+def code_of(function: Any) -> str:
+    """A digest of the source of a function, of the functions and classes of claims and of rewards that
+    it names, of those that these name, and of their numbers and names.
+    """
+    sources, left = dict[str, str](), [function]
+    while left:
+        one = left.pop()
+        name = f"{one.__module__}.{one.__qualname__}"
+        if name in sources:
+            continue
+        sources[name] = inspect.getsource(one)
+        known = vars(sys.modules[one.__module__])
+        for node in ast.walk(ast.parse(textwrap.dedent(sources[name]))):
+            found = known.get(node.id) if isinstance(node, ast.Name) else None
+            if isinstance(found, str | int | float | tuple | list | dict):
+                sources[f"{one.__module__}.{node.id}"] = repr(found)
+            elif inspect.isroutine(found) or inspect.isclass(found):
+                if found.__module__.startswith(CODE):
+                    left.append(found)
+    return digest(sources)[:16]
 
 
 def processor() -> str:
@@ -351,7 +387,7 @@ def over_seeds(values: Sequence[float]) -> drawing.Point:
 def lines_of(
     at: Sequence[float], values: Mapping[str, Sequence[Sequence[float]]]
 ) -> dict[str, drawing.Line]:
-    """Means over seeds with 95% intervals; values: by name and seed, one at each x."""
+    """Means over seeds with 95% intervals; values: by name and seed, one at each x, or at the first."""
     found = dict[str, drawing.Line]()
     for name, seeds in values.items():
         y, band = list[float](), list[tuple[float, float]]()
@@ -359,5 +395,22 @@ def lines_of(
             one = over_seeds(column)
             y.append(one.mean)
             band.append((one.low, one.high))
-        found[name] = drawing.Line(at, y, band if len(seeds) > 1 else ())
+        found[name] = drawing.Line(at[: len(y)], y, band if len(seeds) > 1 else ())
     return found
+
+
+def chart(
+    at: Sequence[float],
+    values: Mapping[str, Sequence[Sequence[float]]],
+    label: str,
+    up: str,
+    ticks: Mapping[float, str] | None = None,
+    *,
+    doublings: bool = False,
+) -> drawing.Drawing:
+    """Lines over x; see `lines_of`. label, up: of x and y. doublings: whether x are 1, 2, 4 ..."""
+    if doublings:
+        ticks = {float(np.log2(one)): f"{one:g}" for one in at}
+        at = [*ticks]
+    lines = lines_of(at, values)
+    return drawing.curves(lines, label, ticks=ticks or drawing.Scale(at, 0).named(), up=up)

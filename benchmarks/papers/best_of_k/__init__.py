@@ -16,7 +16,7 @@ from alignkit import functional as F
 from alignkit.data.group import read_groups
 from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.report import drawing
-from benchmarks.papers.claim import Row, lines_of, run_stages
+from benchmarks.papers.claim import Row, chart, run_stages
 from benchmarks.papers.enumerable import best_of, kl, make, write_prompts, write_reward
 
 QUANTILES = {"best": 1.0, "upper quartile": 0.75, "median": 0.5}
@@ -102,11 +102,20 @@ def measures(
     return found
 
 
+def after(
+    rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
+) -> dict[str, dict[int, float]]:
+    """How far the median drifts in single models, up or down."""
+    slopes = measures(rows, rule)["median"]
+    return {
+        "size of the median's slope, deviations per nat": {s: abs(x) for s, x in slopes.items()}
+    }
+
+
 def figures(
     rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
 ) -> dict[str, drawing.Drawing]:
     """KL, and the gain of quantiles of K samples, against K."""
-    at = np.log2(rule["k"]).tolist()
     kls: dict[str, Any] = {"bound": [[F.best_of_n_kl(k) for k in rule["k"]]]}
     gains = dict[str, Any]()
     for row in rows:
@@ -116,8 +125,8 @@ def figures(
             if quantile in row["values"]:
                 gains.setdefault(quantile, []).append(row["values"][quantile])
     return {
-        "KL of best of K, in nats": drawing.curves(lines_of(at, kls), "K, doublings"),
-        "Reward of K samples, in standard deviations above the mean of one": (
-            drawing.curves(lines_of(at, gains), "K, doublings")
+        "KL of best of K": chart(rule["k"], kls, "K", "KL, nats", doublings=True),
+        "Reward of K samples above the mean of one": chart(
+            rule["k"], gains, "K", "standard deviations of a sample", doublings=True
         ),
     }

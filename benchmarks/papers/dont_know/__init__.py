@@ -12,11 +12,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from alignkit import Group
 from alignkit.data.group import write_groups
 from alignkit_plugins.report import drawing
 from alignkit_plugins.rewards.honesty import ABSTAINS, RIGHT, WRONG, Honesty
-from benchmarks.papers.claim import Row, lines_of, run_stages
+from benchmarks.papers.claim import Row, chart, run_stages
 from benchmarks.papers.enumerable import Problem, make, question
 
 KINDS = "ABCDEFGH"  # of questions; each is a token
@@ -99,6 +101,11 @@ def gain_above_threshold(honesty: Any, answers: Sequence[str]) -> float:
 # What they say
 
 
+def threshold_of(method: Mapping[str, Any]) -> float:
+    """The chance of being right below which it pays to abstain."""
+    return float((method["abstain"] + 1) / 2)
+
+
 def measures(
     rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
 ) -> dict[str, dict[int, float]]:
@@ -112,14 +119,30 @@ def measures(
     found = dict[str, dict[int, float]]()
     for row in rows:
         name, seed, values = row["method"], row["seed"], row["values"]
-        threshold = (rule["methods"][name]["abstain"] + 1) / 2
         own, start = values["align"], values["sft"]
-        found.setdefault(f"{name} above", {})[seed] = fmean(own[ABSTAINS]) - threshold
+        found.setdefault(f"{name} above", {})[seed] = fmean(own[ABSTAINS]) - threshold_of(
+            rule["methods"][name]
+        )
         found.setdefault(f"{name} invents", {})[seed] = fmean(own[WRONG])
         found.setdefault(f"{name} unknown", {})[seed] = own[ABSTAINS][0]
         found.setdefault("sft unknown", {})[seed] = start[ABSTAINS][0]
         above = found.setdefault("above the threshold", {})
         above[seed] = max(above.get(seed, 0.0), values["above the threshold"])
+    return found
+
+
+def after(
+    rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
+) -> dict[str, dict[int, float]]:
+    """How far the chance to abstain is from that of the threshold's policy, 0 or 1, in each kind."""
+    found = dict[str, dict[int, float]]()
+    for row in rows:
+        method = rule["methods"][row["method"]]
+        wanted = [chance < threshold_of(method) for chance in CHANCES]
+        for stage, name in (("align", "GRPO"), ("sft", "SFT")):
+            apart = map(abs, np.subtract(row["values"][stage][ABSTAINS], wanted).tolist())
+            title = f"{name}'s distance from threshold {threshold_of(method):g}, probability"
+            found.setdefault(title, {})[row["seed"]] = fmean(apart)
     return found
 
 
@@ -134,4 +157,8 @@ def figures(
         if row["method"] == rule["start"]:
             named.setdefault("SFT", []).append(row["values"]["sft"][ABSTAINS])
     title = 'Share of "I don\'t know", by the chance that the best answer is right'
-    return {title: drawing.curves(lines_of(CHANCES, named), "chance of the best answer")}
+    ticks = {
+        threshold_of(method): f"{threshold_of(method):g}" for method in rule["methods"].values()
+    }
+    label = "chance of the best answer, with the three thresholds"
+    return {title: chart(CHANCES, named, label, 'share of "I don\'t know"', ticks)}

@@ -16,7 +16,7 @@ from alignkit import Group, Pair
 from alignkit.data.group import write_groups
 from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.report import drawing
-from benchmarks.papers.claim import Row, lines_of, run_stages
+from benchmarks.papers.claim import Row, chart, run_stages
 from benchmarks.papers.enumerable import (
     Problem,
     kl,
@@ -147,13 +147,53 @@ def measures(
     return shares
 
 
+def shared(
+    rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any], one: str, other: str
+) -> dict[int, tuple[float, float]]:
+    """By seed the areas below two frontiers, from KL 0 to what both reach, as shares of that below the
+    optimal one there.
+    """
+    points = {(row["method"], row["seed"]): row["values"] for row in rows}
+    found = dict[int, tuple[float, float]]()
+    for seed in sorted({row["seed"] for row in rows}):
+        best, first, second = (points[name, seed] for name in ("optimum", one, other))
+        start = min(best)[1]  # beta of 1e9: the reference
+        at = np.linspace(0, min(rule["most_kl"], max(first)[0], max(second)[0]), 401)
+        top, *both = ((frontier(each, start, at) - start).sum() for each in (best, first, second))
+        found[seed] = both[0] / top, both[1] / top
+    return found
+
+
+def after(
+    rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
+) -> dict[str, dict[int, float]]:
+    """Areas; and DPO minus another method over the KL that both reach, and at single KLs."""
+    at, gains = curves(rows, rule)
+    found, methods = dict[str, dict[int, float]](), rule["methods"]
+    for name, areas in measures(rows, rule).items():
+        if name != "optimum":
+            found[f"{methods[name]['name']}: area"] = areas
+    for name in ("ppo", "ppo_true", "unlikelihood", "sft"):
+        both = shared(rows, rule, "dpo", name)
+        title = f"DPO minus {methods[name]['name']}"
+        found[f"{title}, KL that both reach: area"] = {s: own - x for s, (own, x) in both.items()}
+        for nats in (0.5, 1) if name.startswith("ppo") else ():
+            place = int(np.searchsorted(at, nats))
+            found[f"{title}, at {nats:g} nats: share of the most"] = {
+                seed: float(gain[place] - gains[name][seed][place])
+                for seed, gain in gains["dpo"].items()
+            }
+    return found
+
+
 def figures(
     rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
 ) -> dict[str, drawing.Drawing]:
-    """Gain against KL."""
+    """Gain against KL, as far as all seeds have versions."""
     at, found = curves(rows, rule)
     named = dict[str, Any]()
     for name, own in found.items():
-        named[rule["methods"][name]["name"]] = [*own.values()]
-    title = "Gain in reward, as a share of the most at 2 nats, against KL from the reference"
-    return {title: drawing.curves(lines_of(at.tolist(), named), "KL, nats")}
+        reach = min(max(one)[0] for row in rows if row["method"] == name for one in [row["values"]])
+        named[rule["methods"][name]["name"]] = [gain[at <= reach] for gain in own.values()]
+    title = "Gain in reward against KL from the reference"
+    return {title: chart(at.tolist(), named, "KL, nats", "share of the most at 2 nats")}

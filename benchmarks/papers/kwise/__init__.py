@@ -14,7 +14,7 @@ import torch
 
 from alignkit import functional as F
 from alignkit_plugins.report import drawing
-from benchmarks.papers.claim import Row, lines_of
+from benchmarks.papers.claim import Row, chart
 from benchmarks.papers.heads import Answers, Head, Step, accuracy, answers, learn, nats
 
 
@@ -104,6 +104,24 @@ def measures(
     return found
 
 
+def after(rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
+    """What each method loses after the pass that is best on average; and rankings against as many
+    steps, after all passes.
+    """
+    found, last = dict[str, dict[int, Any]](), dict[str, dict[int, Any]]()
+    for name, method in rule["methods"].items():
+        own = {
+            row["seed"]: np.array(row["values"]["nats"]) for row in rows if row["method"] == name
+        }
+        best = int(np.mean([*own.values()], axis=(0, 2)).argmax())
+        title = f"{method['name']}: pass {best + 1}, its best, minus pass {rule['passes']}, nats"
+        found[title] = {seed: one[best] - one[-1] for seed, one in own.items()}
+        last[name] = {seed: one[-1] for seed, one in own.items()}
+    both = {seed: one - last["equal"][seed] for seed, one in last["kwise"].items()}
+    found[f"rankings minus 72 in a step, after pass {rule['passes']}, nats"] = both
+    return found
+
+
 def figures(
     rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
 ) -> dict[str, drawing.Drawing]:
@@ -111,14 +129,14 @@ def figures(
     at = [*range(1, rule["passes"] + 1)]
     found = dict[str, drawing.Drawing]()
     named = {
-        "Log loss of comparisons of new prompts, in nats": ("nats", -1),
-        "Comparisons of new prompts in the right order": ("accuracy", 1),
+        "Log loss of comparisons of new prompts": ("nats", -1, "log loss, nats"),
+        "Comparisons of new prompts in the right order": ("accuracy", 1, "share of pairs"),
     }
-    for title, (key, sign) in named.items():
+    for title, (key, sign, up) in named.items():
         lines = dict[str, Any]()
         for row in rows:
             name = rule["methods"][row["method"]]["name"]
             means = [sign * float(np.mean(one)) for one in row["values"][key]]
             lines.setdefault(name, []).append(means)
-        found[title] = drawing.curves(lines_of(at, lines), "passes")
+        found[title] = chart(at, lines, "passes", up)
     return found

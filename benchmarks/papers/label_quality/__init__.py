@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from alignkit_plugins.report import drawing
-from benchmarks.papers.claim import Row, lines_of
+from benchmarks.papers.claim import Row, chart
 from benchmarks.papers.heads import Head, Step, accuracy, answers, learn
 
 
@@ -64,6 +64,21 @@ def measures(
     return found
 
 
+def after(rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
+    """What wrong labels cost, as a share of the gain without, and what right ones could give."""
+    found = measures(rows, rule)
+    whole = float(np.mean([*found["100"].values()]))
+    lost, more = dict[int, Any](), dict[int, Any]()
+    for seed, gain in found["100"].items():
+        lost[seed] = np.subtract(gain, found["80"][seed]) / whole
+        right = np.add(found["100, above its labels"][seed], rule["methods"]["100"]["right"])
+        more[seed] = right - rule["methods"]["73"]["right"]
+    return {
+        "gain that 80% right labels lose, share of that of 100%": lost,
+        "the reward model of 100% minus 73%, share of pairs": more,
+    }
+
+
 def figures(
     rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
 ) -> dict[str, drawing.Drawing]:
@@ -80,4 +95,4 @@ def figures(
         lines[title] = [[one[right] for right in at] for one in found.values()]
     percent = [100 * one for one in at]
     title = "What reward models make of labels of which a share is right"
-    return {title: drawing.curves(lines_of(percent, lines), "labels that are right, %")}
+    return {title: chart(percent, lines, "labels that are right, %", "share")}

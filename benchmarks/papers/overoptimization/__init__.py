@@ -34,6 +34,7 @@ from benchmarks.papers.enumerable import (
 Points = Sequence[
     Sequence[float]
 ]  # (KL, true reward, proxy), the last two in deviations of the reference
+TURN = 0.1  # deviations below its own peak, where a curve of one seed has turned
 OPTIMIZERS = {"best": "best of N", "ppo": "PPO"}
 
 
@@ -130,19 +131,37 @@ def measures(
     return found
 
 
+def after(
+    rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
+) -> dict[str, dict[int, float]]:
+    """The share of seeds whose true reward ends clearly below its own peak."""
+    found = dict[str, dict[int, float]]()
+    for row in rows:
+        method = rule["methods"][row["method"]].get("name", "planted noise")
+        for name, title in OPTIMIZERS.items():
+            true = [point[1] for point in row["values"][name]]
+            own = found.setdefault(f"{title}, {method}: turns, share of seeds", {})
+            own[row["seed"]] = float(max(true) - true[-1] > TURN)
+    return found
+
+
 def figures(
     rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
 ) -> dict[str, drawing.Drawing]:
-    """True reward and proxy against KL, for each optimizer."""
-    at, found = np.linspace(0, rule["most_kl"], 41), dict[str, drawing.Drawing]()
+    """True reward and proxy against KL, for each optimizer: means over seeds at each N or version."""
+    found = dict[str, drawing.Drawing]()
     for name, title in OPTIMIZERS.items():
-        lines = dict[str, list[Sequence[float]]]()
-        for row in rows:
-            if "noise" not in rule["methods"][row["method"]]:
-                one, true, proxy = np.array([[0.0, 0.0, 0.0], *row["values"][name]]).T
-                label = rule["methods"][row["method"]]["name"]
-                lines.setdefault(f"true, {label}", []).append(np.interp(at, one, true).tolist())
-                lines.setdefault(f"proxy, {label}", []).append(np.interp(at, one, proxy).tolist())
-        drawn = drawing.curves(lines_of(at.tolist(), lines), "KL, nats")
-        found[f"Gain in reward by {title}, in deviations of the reference, against KL"] = drawn
+        lines = dict[str, drawing.Line]()
+        for method, how in rule["methods"].items():
+            own = [row["values"][name] for row in rows if row["method"] == method]
+            points = np.array([[[0.0, 0.0, 0.0], *one] for one in own])  # [seeds, points, 3]
+            drawn = {f"true, {how.get('name', 'planted noise')}": points[..., 1]}
+            if "noise" not in how:
+                drawn[f"proxy, {how['name']}"] = points[..., 2]
+            lines |= lines_of(points[..., 0].mean(0).tolist(), drawn)
+        ticks = drawing.Scale([0, *(line.x[-1] for line in lines.values())], 0).named()
+        up = "reward, deviations of the reference"
+        found[f"Gain in reward by {title}, against KL"] = drawing.curves(
+            lines, "KL, nats", ticks=ticks, up=up
+        )
     return found

@@ -16,7 +16,7 @@ from torch import Tensor
 from alignkit import Group
 from alignkit.data.group import write_groups
 from alignkit_plugins.report import drawing
-from benchmarks.papers.claim import Row, lines_of, run_stages
+from benchmarks.papers.claim import Row, chart, run_stages
 from benchmarks.papers.enumerable import Problem, make, question
 
 QUESTION = 2  # the token that ends a prompt
@@ -96,6 +96,20 @@ def measures(
     return found
 
 
+def after(
+    rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
+) -> dict[str, dict[int, float]]:
+    """From the epoch of a seed's least loss to the last."""
+    found = dict[str, dict[int, float]]()
+    for row in rows:
+        loss, reward, _ = np.array(row["values"]).T
+        least, last = loss.argmin(), rule["epochs"][-1]
+        for name, values in (("loss, nats", loss), ("reward, share of the best", reward)):
+            title = f"from each seed's least loss to epoch {last}: {name}"
+            found.setdefault(title, {})[row["seed"]] = float(values[-1] - values[least])
+    return found
+
+
 def figures(
     rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
 ) -> dict[str, drawing.Drawing]:
@@ -104,8 +118,6 @@ def figures(
     losses = {"new prompts": values[:, :, 0].tolist(), "demonstrations": values[:, :, 2].tolist()}
     rewards = {"new prompts": values[:, :, 1].tolist()}
     return {
-        "Loss, in nats of an answer": drawing.curves(lines_of(rule["epochs"], losses), "epochs"),
-        "Reward, as a share of the best": drawing.curves(
-            lines_of(rule["epochs"], rewards), "epochs"
-        ),
+        "Loss": chart(rule["epochs"], losses, "epochs", "nats of an answer"),
+        "Reward": chart(rule["epochs"], rewards, "epochs", "share of the best"),
     }
