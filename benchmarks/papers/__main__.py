@@ -36,7 +36,7 @@ def main(
     claim = Claim(name)
     with tempfile.TemporaryDirectory(prefix="alignkit-papers-") as temporary:
         if verify:
-            print(claim.verify(verify, Path(temporary)))
+            print(claim.verify(verify, folder or Path(temporary)))
             return
         if claim.ruled:
             claim.compute(folder or Path(temporary), *map(int, part.split("/")))

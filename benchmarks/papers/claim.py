@@ -285,9 +285,9 @@ def code_of(function: Any) -> str:
             found = known.get(node.id) if isinstance(node, ast.Name) else None
             if isinstance(found, str | int | float | tuple | list | dict):
                 sources[f"{one.__module__}.{node.id}"] = repr(found)
-            elif inspect.isroutine(found) or inspect.isclass(found):
-                if found.__module__.startswith(CODE):
-                    left.append(found)
+            named = inspect.isroutine(found) or inspect.isclass(found)
+            if named and found.__module__.startswith(CODE):
+                left.append(found)
     return digest(sources)[:16]
 
 
@@ -307,7 +307,7 @@ def needs(test: Mapping[str, Any]) -> str:
     """What a test needs, in words."""
     if "tolerance" in test:
         return f"at most {test['tolerance']:g}"
-    return f"within {test['within']:g}" if "within" in test else f"above {test['margin']:g}"
+    return f"within {test['within']:g}, TOST" if "within" in test else f"above {test['margin']:g}"
 
 
 def judged(name: str, test: Mapping[str, Any], values: crossed.Array, level: float) -> Finding:

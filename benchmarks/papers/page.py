@@ -9,13 +9,26 @@ from typing import Any
 import numpy as np
 import yaml
 
-from alignkit.evaluation.statistics import interval_text
+from alignkit.evaluation.statistics import decimals, interval_text
 from alignkit_plugins.cells import crossed
 from alignkit_plugins.report import drawing
 from benchmarks.markdown import markdown_table
-from benchmarks.papers.claim import HERE, LEVEL, RECIPES, Claim, Finding, Row, needs, power
+from benchmarks.papers.claim import (
+    HERE,
+    LEVEL,
+    RECIPES,
+    Claim,
+    Finding,
+    Row,
+    by_seed,
+    judged,
+    needs,
+    power,
+)
 
 SMALL = 420  # pixels
+LONGEST = 56  # characters of a name in a small figure
+CONTROL = "positive control"
 STORED = """\
 Errors and chances are those of the quick start's PPO (`benchmarks/outcomes/cells`), if each test's gain were what PPO
 gained over SFT."""
@@ -23,7 +36,9 @@ RESULTS = """\
 What is tested has a rule, committed before anything that it shows was computed: what is measured, the margins, a
 positive control, and how each result follows. **Shown here**, **the opposite, here**, and **no clear difference**, with
 the smallest that could have been seen, are what a rule may say; **does not carry over** means that the control failed.
-Only exact results may say **contradicts**. Eleven rules at 5% expect 0.55 false results.
+Only exact results may say **contradicts**. Eleven rules at 5% expect 0.55 false results. A test that turned out to be a
+bad one is on its page, with what it cannot show, and not here. Small figures show differences in units of a test's
+margin, with lines at it; TOST asks for an interval between them.
 """
 
 
@@ -42,7 +57,9 @@ def complete(claim: Claim) -> bool:
 
 
 def words(claim: Claim) -> Any:
-    """What people wrote: number, title, scale, claim, effect, reading."""
+    """What people wrote: number, title, scale, claim, effect, reading; of claims with rows, `units` of
+    measures, and `cannot`: by tests that turned out to be bad ones, what they cannot show.
+    """
     return yaml.safe_load((claim.folder / "words.yaml").read_text("utf-8"))
 
 
@@ -53,7 +70,7 @@ def page(name: str) -> str:
     return f"""\
 # {text["title"]}
 
-{text["scale"].strip()}
+{f"{seeds_of(claim)} seeds. " if complete(claim) else ""}{text["scale"].strip()}
 
 **The claim.** {text["claim"].strip()}
 
@@ -68,9 +85,47 @@ def page(name: str) -> str:
 
 
 def shown(claim: Claim) -> str:
-    """Figures, and what each test says."""
+    """Figures, what each test says, and cannot say, and what nobody asked before."""
     pictures = (f"{title}.\n\n![{title}]({file})\n" for title, file in pictures_of(claim))
-    return "\n".join([*pictures, table(claim)])
+    bad = words(claim).get("cannot", {})
+    lines = (f"- {names.replace('control', CONTROL)}: {why.strip()}" for names, why in bad.items())
+    parts = [*pictures, table(claim)]
+    if bad:
+        parts.append("\n".join(["\n\\* What these tests cannot show:\n", *lines]))
+    if hasattr(claim.module, "after"):
+        parts.append(f"\n{afterwards(claim)}")
+    return "\n".join(parts)
+
+
+def afterwards(claim: Claim) -> str:
+    """Means with an interval each, of what no test is about."""
+    lines = list[list[str]]()
+    for name, values in claim.module.after(claim.rows, claim.rule).items():
+        one = judged(name, {"margin": 0.0}, by_seed(values), LEVEL)
+        lines.append([name, text_of(one)])
+    here = f"here, {1 - LEVEL:.0%} for each alone"
+    return markdown_table(["computed after the rule, from the same rows", here], lines)
+
+
+def text_of(one: Finding) -> str:
+    """A mean with its interval. An end that would read as 0, and is not, has another digit."""
+    if one.low is None or one.high is None:
+        return f"{one.mean:.1e}"
+    if min(one.values) == max(one.values):
+        return f"{one.mean:.2g} with every seed"
+    estimate: Any = {"mean": one.mean, "low": one.low, "high": one.high}
+    digits = decimals(estimate)
+    digits += any(end and not round(end, digits) for end in (one.low, one.high))
+    return interval_text(estimate, sign=True, digits=digits)
+
+
+def cannot(claim: Claim) -> set[str]:
+    """Tests that turned out to be bad ones."""
+    return {name for names in words(claim).get("cannot", {}) for name in names.split("; ")}
+
+
+def seeds_of(claim: Claim) -> int:
+    return len(claim.rule["seeds"]["shown"])
 
 
 def source(claim: Claim) -> str:
@@ -78,13 +133,13 @@ def source(claim: Claim) -> str:
     command = f"`python -m benchmarks.papers {claim.name}`"
     if not claim.ruled:
         return f"{command} prints the table."
-    recipe = ""
-    if (RECIPES / f"{claim.name}.yaml").is_file():
+    recipe, follow = "", ""
+    if own := (RECIPES / f"{claim.name}.yaml").is_file():
         recipe = f", [recipe](../../recipes/papers/{claim.name}.yaml)"
     rule = (
         f"Rule: `benchmarks/papers/{claim.name}/rule.yaml`, SHA-256 `{claim.digest[:16]}`{recipe}."
     )
-    seeds = len(claim.rule["seeds"]["shown"])
+    seeds = seeds_of(claim)
     if not complete(claim):
         found, wanted = claim.done()
         stored = f"{STORED} " if hasattr(claim.module, "expected") else ""
@@ -92,17 +147,22 @@ def source(claim: Claim) -> str:
     rows, log = claim.rows, claim.log()
     void = sum(line["rule"] != claim.digest for line in log)
     tuning = [row.name for row in claim.planned(tuning=True)]
+    stand = len(rows) + len(tuning)
     minutes = sum(row["seconds"] for row in rows) / 60
     machines = ", ".join(sorted({row["processor"] for row in rows}))
     usual = sorted(rows, key=lambda row: float(row["seconds"]))[len(rows) // 2]
     again = Row(*(usual[field] for field in Row._fields)).name
+    if own:
+        follow = f"""; `--folder F` keeps its data, for
+`alignkit run F/{again}/{claim.name}.yaml`"""
     rates = ", ".join(f"{method} {rate:g}" for method, rate in claim.rates().items())
     chosen = f", which chose the rates {rates}" if rates else ""
     return f"""\
 {command} computes {len(rows)} rows that are shown, of {seeds} seeds
 ({minutes:.0f} minutes of one thread, {machines}, float32), and {len(tuning)} of tuning{chosen}.
-{len(log)} were begun; {void} are void, because the rule changed. `--verify {again}` computes
-one again ({usual["seconds"]:.0f} s), and compares bytes. {rule}"""
+{len(log)} were begun: {stand} stand, {void} are void, because the rule changed, and {len(log) - void - stand} were
+replaced under the same rule, because code changed or they were stopped. `--verify {again}`
+computes one again ({usual["seconds"]:.0f} s), and compares bytes{follow}. {rule}"""
 
 
 def table(claim: Claim) -> str:
@@ -110,19 +170,21 @@ def table(claim: Claim) -> str:
     if not claim.ruled:
         return str(claim.module.calculation())
     if not complete(claim):
-        seeds = len(claim.rule["seeds"]["shown"])
+        seeds = seeds_of(claim)
         header = ["test", "needs", "standard error", f"seen by {seeds} seeds", f"by {2 * seeds}"]
         lines = list(planned(claim, seeds))
         return markdown_table(header[: len(lines[0])], lines)
-    lines = []
+    units, bad, lines = words(claim)["units"], cannot(claim), []
     for one in claim.findings():
-        estimate: Any = {"mean": one.mean, "low": one.low, "high": one.high}
-        here = f"{one.mean:.1e}" if one.low is None else interval_text(estimate, sign=True)
-        if one.low is not None and min(one.values) == max(one.values):
-            here = f"{one.mean:.2g} with every seed"
-        lines.append([name_of(one.name), one.needs, here, f"**{one.result}**", range_of(one)])
-    here = f"here, {1 - LEVEL:.0%} for all together"
-    return markdown_table(["test", "needs", here, "result", "could have shown"], lines)
+        test = claim.tests[one.name]
+        unit = units.get(test["of"], units["other"])
+        quantity = " minus ".join(test[key] for key in ("of", "minus") if key in test)
+        result = f"**{one.result}**" + " \\*" * (one.name in bad)
+        line = [name_of(one.name), f"{quantity}; {unit}", one.needs, text_of(one), result]
+        lines.append([*line, range_of(one)])
+    tost = f", of TOST {1 - 2 * LEVEL:.0%}" * any("within" in test for test in claim.tests.values())
+    header = ["test", "quantity", "needs", f"here, {1 - LEVEL:.0%} for all together{tost}"]
+    return markdown_table([*header, "result", "could have shown"], lines)
 
 
 def planned(claim: Claim, seeds: int) -> Iterator[list[str]]:
@@ -147,7 +209,7 @@ def range_of(one: Finding) -> str:
 
 
 def name_of(test: str) -> str:
-    return "positive control" if test == "control" else test
+    return CONTROL if test == "control" else test
 
 
 def index() -> str:
@@ -158,13 +220,44 @@ def index() -> str:
         if not claim.ruled:
             parts.append(f"{link}. A calculation says why no figure is here.\n")
         elif complete(claim):
-            results = "; ".join(f"{one.name}: **{one.result}**" for one in claim.findings()[1:])
-            parts.append(f"{link}. {results}.\n")
-            parts.append(f"![Differences with intervals]({claim.name}-small.svg)\n")
+            parts.append(f"{link}. {line_of(claim)}")
         else:
             found, wanted = claim.done()
             parts.append(f"{link}. The rule is there, and {found} of {wanted} rows.\n")
     return "\n".join(parts)
+
+
+def line_of(claim: Claim) -> str:
+    """What the tests say, but for bad ones, with their small figure; without a control that can fail,
+    why they say nothing, with the first figure.
+    """
+    bad = cannot(claim)
+    if "control" in bad:
+        ((title, file), *_) = pictures_of(claim)
+        return f"No result. {words(claim)['cannot']['control'].strip()}\n\n![{title}]({file})\n"
+    good = [one for one in claim.findings() if one.name not in bad]
+    results = "; ".join(f"{one.name}: **{one.result}**" for one in good[1:])
+    alt = "; ".join(f"{name_of(one.name)} {text_of(one)}" for one in good if drawn(one))
+    return f"{results}.\n\n![{alt.replace('[', '(').replace(']', ')')}]({claim.name}-small.svg)\n"
+
+
+def drawn(one: Finding) -> bool:
+    """Whether a finding has an interval that says something."""
+    return one.low is not None and min(one.values) < max(one.values)
+
+
+def small(claim: Claim) -> drawing.Drawing:
+    """Differences of good tests, in units of the test's margin, or the control's where that is 0."""
+    points, bad = dict[str, drawing.Point](), cannot(claim)
+    for one in claim.findings():
+        if one.name not in bad and drawn(one):
+            test = claim.tests[one.name]
+            unit = test.get("within", test.get("margin")) or claim.rule["control"]["margin"]
+            ends = (float(end or 0) / unit for end in (one.mean, one.low, one.high))
+            seeds = [value / unit for value in one.values]
+            points[name_of(one.name).replace("`", "")] = drawing.Point(*ends, seeds)
+    label = "in margins of the test; 0 is no difference"
+    return drawing.rows(points, marks=[-1.0, 0.0, 1.0], label=label, most=LONGEST)
 
 
 def pictures_of(claim: Claim) -> Iterator[tuple[str, str]]:
@@ -177,14 +270,9 @@ def files(folder: Path) -> dict[Path, str]:
     """The pictures of all pages."""
     found = dict[Path, str]()
     for claim in filter(complete, claims()):
-        drawn = [*claim.module.figures(claim.rows, claim.rule).values()]
-        for at, one in enumerate(drawn):
+        every = claim.module.figures(claim.rows, claim.rule).values()
+        for at, one in enumerate(every):
             found[folder / f"{claim.name}-{at}.svg"] = drawing.alone(one)
-        points = dict[str, drawing.Point]()
-        for one in claim.findings():
-            if one.low is not None and one.high is not None:
-                name = name_of(one.name).replace("`", "")
-                points[name] = drawing.Point(one.mean, one.low, one.high, one.values)
-        small = drawing.alone(drawing.rows(points), SMALL)
-        found[folder / f"{claim.name}-small.svg"] = small
+        if "control" not in cannot(claim):
+            found[folder / f"{claim.name}-small.svg"] = drawing.alone(small(claim), SMALL)
     return found

@@ -179,7 +179,7 @@ def after(
         found[f"{title}, KL that both reach: area"] = {s: own - x for s, (own, x) in both.items()}
         for nats in (0.5, 1) if name.startswith("ppo") else ():
             place = int(np.searchsorted(at, nats))
-            found[f"{title}, at {nats:g} nats: share of the most"] = {
+            found[f"{title}, at KL {nats:g}: share of the most"] = {
                 seed: float(gain[place] - gains[name][seed][place])
                 for seed, gain in gains["dpo"].items()
             }

@@ -75,7 +75,7 @@ def after(rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]) -> dict[st
         more[seed] = right - rule["methods"]["73"]["right"]
     return {
         "gain that 80% right labels lose, share of that of 100%": lost,
-        "the reward model of 100% minus 73%, share of pairs": more,
+        "right by the reward model of 100%, minus 73%, share of pairs": more,
     }
 
 

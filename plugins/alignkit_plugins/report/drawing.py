@@ -255,7 +255,7 @@ def alone(drawing: Drawing, width: int = 480) -> str:
     """A chart as a file, for a paper."""
     size = f'width="{width}" height="{drawing.height}"'
     plot = f'x="{drawing.left}" width="{width - drawing.left - 14}"'
-    style = f"<style>{STYLE}\n{CSS}\nsvg {{ background: var(--paper); }}</style>"
+    style = f"<style>{STYLE}\n{CSS}\nsvg {{ background: var(--paper); font-family: system-ui, sans-serif; }}</style>"
     body = f'{style}<svg {plot} overflow="visible">{drawing.body}</svg>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" {size}>{body}</svg>'
 
