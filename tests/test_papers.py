@@ -32,6 +32,7 @@ from benchmarks.papers import (
     page,
     sft_epochs,
     sycophancy,
+    turns,
 )
 from benchmarks.papers.claim import CONTRADICTS, FAILED, OPPOSITE, SHOWN, UNCLEAR, Claim, judged
 from benchmarks.papers.enumerable import best_of, kl, make
@@ -93,6 +94,20 @@ def test_a_frontier_is_the_upper_hull(
     assert found.tolist() == pytest.approx(wanted)
 
 
+def test_areas_end_where_the_first_frontier_does_and_a_fall_is_from_the_own_peak() -> None:
+    optimum = [[0.0, 1.0], [1.0, 2.0], [2.0, 3.0]]  # from the reference's reward, 1
+    values = {"optimum": optimum, "dpo": [[2.0, 2.0]], "ppo": [[0.1, 1.1], [1.0, 1.25]]}
+    rows = [{"method": name, "seed": 3, "values": points} for name, points in values.items()]
+    rule = {"most_kl": 4.0}
+    assert dpo_frontier.shared(rows, rule, "dpo", "dpo")[3] == pytest.approx((0.5, 0.5))
+    dpo, ppo = dpo_frontier.shared(rows, rule, "dpo", "ppo")[3]
+    # Up to 1 nat; the optimum's area is 0.5, and PPO's hull bends at 0.1
+    assert (dpo, ppo) == pytest.approx((0.5, (0.005 + 0.9 * 0.175) / 0.5), abs=2e-3)
+    points = {"best": [[0, 0.0, 0], [1, 2.0, 1], [2, 0.5, 3]], "ppo": [[0, 0.0, 0], [3, 1.0, 1]]}
+    found = turns.measures([{"method": "few", "seed": 4, "values": points}], {})
+    assert found == {"few best": {4: 1.5}, "few ppo": {4: 0.0}}
+
+
 def test_pairs_are_of_the_reference_and_the_better_one_tends_to_win(tmp_path: Path) -> None:
     problem = make(tmp_path, "abc", 2, 0.5, seed=1)
     dpo_frontier.write_data(problem, 2000)
@@ -108,7 +123,12 @@ def test_pairs_are_of_the_reference_and_the_better_one_tends_to_win(tmp_path: Pa
     chosen = [group.responses[0].text for group in read_groups(tmp_path / "chosen.jsonl")]
     assert len(chosen) == 2000
     mean = np.mean([float(problem.rewards[problem.answers.index(one)]) for one in chosen])
-    assert mean > float((problem.reference * problem.rewards).sum()) + 0.1
+    start = float((problem.reference * problem.rewards).sum())
+    assert mean > start + 0.1
+    dpo_frontier.write_data(problem, 2000, coins=True)
+    coins = [group.responses[0].text for group in read_groups(tmp_path / "chosen.jsonl")]
+    mean = np.mean([float(problem.rewards[problem.answers.index(one)]) for one in coins])
+    assert mean == pytest.approx(start, abs=0.05)
 
 
 def test_outcomes_of_questions_that_look_alike() -> None:

@@ -46,19 +46,19 @@ def compute(row: Row, rule: Mapping[str, Any], folder: Path) -> Any:
     values = method["tuned_at"] if row.tuning and "rates" in method else method["values"]
     if row.method == "optimum":
         return [point(problem, tilted(problem, beta)) for beta in values]
-    write_data(problem, rule["pairs"])
-    found = list[Any]()
+    write_data(problem, rule["pairs"], coins=method.get("coins", False))
+    found, name = list[Any](), method.get("stage", row.method)
     for value in values:
-        run, stage = folder / f"run-{value}", f"stages.{row.method}"
-        if found and row.method == "ppo":  # one reward model for all
+        run, stage = folder / f"run-{value}", f"stages.{name}"
+        if found and name == "ppo":  # one reward model for all
             shutil.copytree(folder / f"run-{values[0]}" / "reward", run / "reward")
         words = [f"{stage}.learning_rate={row.rate}", f"seed={row.seed}"]
-        if row.method in VARIED:
-            words.append(f"{stage}.algorithm.{VARIED[row.method]}={value}")
-        stages = ["reward", "ppo"] if row.method == "ppo" else [row.method]
+        if name in VARIED:
+            words.append(f"{stage}.algorithm.{VARIED[name]}={value}")
+        stages = ["reward", "ppo"] if name == "ppo" else [name]
         run_stages("dpo_frontier", folder, run, stages, words)
         for version in rule["versions"]:
-            folder_of = run / row.method / "kept" / str(version)
+            folder_of = run / name / "kept" / str(version)
             found.append(point(problem, problem.distribution(folder_of)))
     return found
 
@@ -69,14 +69,16 @@ def point(problem: Problem, policy: torch.Tensor) -> list[float]:
     return [round(kl(policy, problem.reference), 6), round(reward, 6)]
 
 
-def write_data(problem: Problem, count: int) -> None:
+def write_data(problem: Problem, count: int, *, coins: bool = False) -> None:
     """Pairs of the reference's own answers, of which one is preferred by Bradley-Terry, and the
     better ones alone. All pairs are one row, eight times: steps of all of them, eight an epoch.
+    coins: whether either is preferred as often.
     """
     draw = torch.Generator().manual_seed(problem.seed)
     both = torch.multinomial(problem.reference, 2 * count, replacement=True, generator=draw)
     first, second = both.reshape(2, -1)
-    wins = torch.rand(count, generator=draw) < preferences(problem)[first, second]
+    chance = 0.5 if coins else preferences(problem)[first, second]
+    wins = torch.rand(count, generator=draw) < chance
     better = torch.where(wins, first, second).tolist()
     worse = torch.where(wins, second, first).tolist()
     responses = list(map(problem.response, problem.answers))

@@ -46,8 +46,8 @@ def compute(row: Row, rule: Mapping[str, Any], folder: Path) -> Any:
     gold = normalized(smooth(problem), problem.reference)
     words, reward = [f"seed={row.seed}", *method.get("words", ())], "reward"
     write_prompts(problem, 64)
-    if "noise" in method:
-        proxy = planted(problem, gold, method["noise"])
+    if "pairs" not in method:
+        proxy = planted(problem, gold, method["noise"]) if "noise" in method else gold
         write_reward(problem, values=proxy)
         known = {"python": {"path": str(folder / "reward.py"), "function": "reward"}}
         words += ["~stages.reward", f"stages.ppo.reward={json.dumps(known)}"]
@@ -156,7 +156,7 @@ def figures(
             own = [row["values"][name] for row in rows if row["method"] == method]
             points = np.array([[[0.0, 0.0, 0.0], *one] for one in own])  # [seeds, points, 3]
             drawn = {f"true, {how.get('name', 'planted noise')}": points[..., 1]}
-            if "noise" not in how:
+            if "pairs" in how:
                 drawn[f"proxy, {how['name']}"] = points[..., 2]
             lines |= lines_of(points[..., 0].mean(0).tolist(), drawn)
         ticks = drawing.Scale([0, *(line.x[-1] for line in lines.values())], 0).named()
