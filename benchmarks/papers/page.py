@@ -159,9 +159,9 @@ def source(claim: Claim) -> str:
     chosen = f", which chose the rates {rates}" if rates else ""
     return f"""\
 {command} computes {len(rows)} rows that are shown, of {seeds} seeds
-({minutes:.0f} minutes of one thread, {machines}, float32), and {len(tuning)} of tuning{chosen}.
+({minutes:.2g} minutes of one thread, {machines}, float32), and {len(tuning)} of tuning{chosen}.
 {len(log)} were begun: {stand} stand, {void} are void, because the rule changed, and {len(log) - void - stand} were
-replaced under the same rule, because code changed or they were stopped. `--verify {again}`
+replaced under the same rule, because code changed, or they were stopped or timed again. `--verify {again}`
 computes one again ({usual["seconds"]:.0f} s), and compares bytes{follow}. {rule}"""
 
 
