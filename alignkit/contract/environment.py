@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError, validate_call
 
@@ -36,7 +36,6 @@ class Environment(WithOptions):
     docstring that describes every argument under `Args:`; both are shown to the policy.
 
     Attributes:
-        runs_code: See `Reward`.
         random: A generator with a seed, the only source of randomness that makes a run repeatable.
             In `reset` it draws the same numbers for all responses to a prompt, and afterwards
             others for each.
@@ -46,7 +45,6 @@ class Environment(WithOptions):
         refused_calls: Calls that no tool could take.
     """
 
-    runs_code: ClassVar[bool] = False
     random: np.random.Generator
     folder: Path
     turns: Sequence[Message] = ()

@@ -77,14 +77,11 @@ class Reward(WithOptions):
     Attributes:
         may_not_apply: Whether None says that the reward does not apply to a response, as in TRL, so
             that a sum leaves it out; otherwise None says that scoring failed.
-        runs_code: Whether its checks run code that the recipe names, which `alignkit check` then
-            says.
         of_episodes: Whether it needs a stage with an environment.
         bounds: The lowest and the highest score, where intervals of means end.
     """
 
     may_not_apply: ClassVar[bool] = False
-    runs_code: ClassVar[bool] = False
     of_episodes: ClassVar[bool] = False
     bounds: tuple[float, float] = (-math.inf, math.inf)
 

@@ -123,7 +123,6 @@ class Harbor(Reward):
         )
 
     options: Options
-    runs_code = True
     _folder = Path()
 
     def check(self, folder: Path) -> None:

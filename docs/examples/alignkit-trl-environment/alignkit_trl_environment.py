@@ -40,7 +40,6 @@ class TRL(Environment):
         kwargs: dict[str, Any] = Field({}, description="keyword arguments of the class")
 
     options: Options
-    runs_code = True
 
     @cached_property
     def _played(self) -> Any:

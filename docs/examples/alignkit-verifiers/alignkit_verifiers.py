@@ -255,7 +255,6 @@ class Verifiers(Reward):
         pass
 
     options: Options
-    runs_code = True
 
     def check(self, folder: Path) -> None:
         self._taskset = self.options.load("reward 'verifiers'", folder)
@@ -303,7 +302,6 @@ class VerifiersEnvironment(Environment):
         pass
 
     options: Options
-    runs_code = True
     _answered = 0  # turns after which `respond` was asked
 
     def check(self, folder: Path) -> None:

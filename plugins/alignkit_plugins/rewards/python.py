@@ -145,7 +145,6 @@ class Python(Reward):
 
     options: Options
     may_not_apply = True
-    runs_code = True
 
     def check(self, folder: Path) -> None:
         path, (module, _, name) = self.options.path, self.options.function.rpartition(":")
