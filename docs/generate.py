@@ -247,7 +247,7 @@ def data_set_table() -> str:
     )
 
 
-SEEDS = 10  # of each method
+SEEDS = 10  # of each method, in the end
 
 
 def outcomes() -> str:
@@ -260,8 +260,10 @@ def outcomes() -> str:
     assert isinstance(table, Table)
     methods = yaml.safe_load((folder / "methods.yaml").read_text(encoding="utf-8"))
     counts = Counter(file.stem.partition("methods=")[2] for file in (folder / "cells").iterdir())
-    if left := [f"`{name}`" for name in methods if counts[name] < SEEDS]:
-        text = f"{text}\n\n**Being computed, with ten seeds each:** {', '.join(left)}."
+    if left := [f"`{name}`" for name in methods if not counts[name]]:
+        text = f"{text}\n\n**Being computed:** {', '.join(left)}."
+    if (seeds := max(counts.values())) < SEEDS:
+        text = f"{text}\n\n**{seeds} of {SEEDS} seeds are there**, of each method. The others follow."
     return f"{markdown(table.columns, table.rows)}\n{text}\n"
 
 
