@@ -263,7 +263,9 @@ def outcomes() -> str:
     if left := [f"`{name}`" for name in methods if not counts[name]]:
         text = f"{text}\n\n**Being computed:** {', '.join(left)}."
     if (seeds := max(counts.values())) < SEEDS:
-        text = f"{text}\n\n**{seeds} of {SEEDS} seeds are there**, of each method. The others follow."
+        text = (
+            f"{text}\n\n**{seeds} of {SEEDS} seeds are there**, of each method. The others follow."
+        )
     return f"{markdown(table.columns, table.rows)}\n{text}\n"
 
 

@@ -281,10 +281,11 @@ def code_of(function: Any) -> str:
             continue
         sources[name] = inspect.getsource(one)
         known = vars(sys.modules[one.__module__])
-        for node in ast.walk(ast.parse(textwrap.dedent(sources[name]))):
-            found = known.get(node.id) if isinstance(node, ast.Name) else None
+        nodes = ast.walk(ast.parse(textwrap.dedent(sources[name])))
+        for used in {node.id for node in nodes if isinstance(node, ast.Name)}:
+            found = known.get(used)
             if isinstance(found, str | int | float | tuple | list | dict):
-                sources[f"{one.__module__}.{node.id}"] = repr(found)
+                sources[f"{one.__module__}.{used}"] = repr(found)
             named = inspect.isroutine(found) or inspect.isclass(found)
             if named and found.__module__.startswith(CODE):
                 left.append(found)

@@ -253,9 +253,9 @@ def small(claim: Claim) -> drawing.Drawing:
         if one.name not in bad and drawn(one):
             test = claim.tests[one.name]
             unit = test.get("within", test.get("margin")) or claim.rule["control"]["margin"]
-            ends = (float(end or 0) / unit for end in (one.mean, one.low, one.high))
+            mean, low, high = (float(end or 0) / unit for end in (one.mean, one.low, one.high))
             seeds = [value / unit for value in one.values]
-            points[name_of(one.name).replace("`", "")] = drawing.Point(*ends, seeds)
+            points[name_of(one.name).replace("`", "")] = drawing.Point(mean, low, high, seeds)
     label = "in margins of the test; 0 is no difference"
     return drawing.rows(points, marks=[-1.0, 0.0, 1.0], label=label, most=LONGEST)
 

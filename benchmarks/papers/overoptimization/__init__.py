@@ -155,9 +155,9 @@ def figures(
         for method, how in rule["methods"].items():
             own = [row["values"][name] for row in rows if row["method"] == method]
             points = np.array([[[0.0, 0.0, 0.0], *one] for one in own])  # [seeds, points, 3]
-            drawn = {f"true, {how.get('name', 'planted noise')}": points[..., 1]}
+            drawn = {f"true, {how.get('name', 'planted noise')}": points[..., 1].tolist()}
             if "pairs" in how:
-                drawn[f"proxy, {how['name']}"] = points[..., 2]
+                drawn[f"proxy, {how['name']}"] = points[..., 2].tolist()
             lines |= lines_of(points[..., 0].mean(0).tolist(), drawn)
         ticks = drawing.Scale([0, *(line.x[-1] for line in lines.values())], 0).named()
         up = "reward, deviations of the reference"
