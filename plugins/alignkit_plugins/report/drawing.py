@@ -160,7 +160,8 @@ def curves(
     above = LINE * (named * len(lines) + bool(up))
     plot = Plot(Scale(x, 0), Scale(y), top=TOP + above)
     plot.y_axis()
-    plot.text("tick", up, -LEFT, above - 4)
+    if up:
+        plot.text("tick", up, -LEFT, above - 4)
     if ticks is None:
         form = "{:.6g}" if float(max(x)).is_integer() else "{:.3g}"
         ticks = {end: form.format(end) for end in (min(x), max(x))}
