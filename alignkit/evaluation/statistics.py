@@ -574,7 +574,7 @@ def agreement_text(agreed: Mapping[str, Any], shared: int) -> str:
     them.
     """
     same, alpha = agreed["same"], agreed["alpha"]
-    text = f"{interval_text(same, percent=True)} of labels agree"
+    text = f"{interval_text({'mean': same['mean']}, percent=True)} of labels agree"
     if alpha["mean"] is not None:
         text += f", alpha {interval_text(alpha)}"
     return f"{text} over {shared} items" + ": too few items to say" * (shared < FEW_SHARED)
