@@ -34,11 +34,12 @@ Errors and chances are those of the quick start's PPO (`benchmarks/outcomes/cell
 gained over SFT."""
 RESULTS = """\
 What is tested has a rule, committed before anything that it shows was computed: what is measured, the margins, a
-positive control, and how each result follows. **Shown here**, **the opposite, here**, and **no clear difference**, with
-the smallest that could have been seen, are what a rule may say; **does not carry over** means that the control failed.
-Only exact results may say **contradicts**. Eleven rules at 5% expect 0.55 false results. A test that turned out to be a
-bad one is on its page, with what it cannot show, and not here. Small figures show differences in units of a test's
-margin, with lines at it; TOST asks for an interval between them.
+positive control, and how each result follows. **Shown here** and **the opposite, here** mean an interval beyond the
+margin, and **no clear difference** one that is not, which may still exclude 0; **does not carry over** means that the
+control failed. Only exact results may say **contradicts**. Eight rules with rows, each at 5%, expect 0.4 false
+results at most. Rows of best of K and of the claims on heads were computed again, after results were known. A test
+that turned out to be a bad one is on its page, with what it cannot show, and not here. Small figures show differences
+in units of a test's margin, with lines at it; TOST asks for an interval between them.
 """
 
 

@@ -36,8 +36,8 @@ def calculation() -> str:
         "here",
         "standard error",
         "in the paper",
-        "chance for ours",
-        "for theirs",
+        "chance to see a cost of this size",
+        "of the paper's",
     )
     return markdown_table(header, lines)
 
