@@ -263,10 +263,8 @@ def outcomes() -> str:
     if left := [f"`{name}`" for name in methods if not counts[name]]:
         text = f"{text}\n\n**Being computed:** {', '.join(left)}."
     if (seeds := max(counts.values())) < SEEDS:
-        text = (
-            f"{text}\n\n**{seeds} of {SEEDS} seeds are there**, of each method. The others follow."
-        )
-    return f"{markdown(table.columns, table.rows)}\n{text}\n"
+        text = f"{text}\n\n**{seeds} of {SEEDS} planned seeds are done**, of each method; verdicts may change."
+    return f"{markdown(table.columns, table.rows)}\n\\* lower is better\n\n{text}\n"
 
 
 # Rows of 1,024 tokens, as in `qlora_8b`; half of one is sampled
