@@ -264,7 +264,7 @@ def outcomes() -> str:
         text = f"{text}\n\n**Being computed:** {', '.join(left)}."
     if (seeds := max(counts.values())) < SEEDS:
         text = f"{text}\n\n**{seeds} of {SEEDS} planned seeds are done**, of each method; verdicts may change."
-    return f"{markdown(table.columns, table.rows)}\n\\* lower is better\n\n{text}\n"
+    return f"{markdown(table.columns, table.rows)}\n\\{table.note}\n\n{text}\n"
 
 
 # Rows of 1,024 tokens, as in `qlora_8b`; half of one is sampled
