@@ -398,7 +398,15 @@ def test_the_code_of_a_row_has_what_it_calls_and_their_numbers(
 
 @pytest.mark.parametrize("one", page.claims(), ids=lambda one: str(one.name))
 def test_few_words_by_hand(one: Claim) -> None:
-    assert sum(len(str(text).split()) for text in page.words(one).values()) <= 200
+    texts = [str(text) for key, text in page.words(one).items() if key != "quotes"]
+    assert sum(len(text.split()) for text in texts) <= 200
+
+
+def test_a_page_quotes_some_of_what_was_computed_later() -> None:
+    one = Claim("sycophancy")
+    every, few = page.afterwards(one), page.afterwards(one, ["the base agrees, share of answers"])
+    assert (every.count("\n| "), few.count("\n| "), page.afterwards(one, [])) == (9, 1, "")
+    assert few.splitlines()[-1] in every and few.splitlines()[-1] in page.page("sycophancy")
 
 
 def test_a_peak_is_chosen_by_the_other_seeds() -> None:

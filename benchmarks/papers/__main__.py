@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.papers.claim import HERE, Claim
-from benchmarks.papers.page import table
+from benchmarks.papers.page import afterwards, complete, table
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -41,6 +41,8 @@ def main(
         if claim.ruled:
             claim.compute(folder or Path(temporary), *map(int, part.split("/")))
     print(table(claim))
+    if complete(claim):
+        print(f"\n{afterwards(claim)}".rstrip())
 
 
 if __name__ == "__main__":

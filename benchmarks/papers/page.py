@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ control failed. Only exact results may say **contradicts**. Eight rules with row
 results at most. Rows of best of K and of the claims on heads were computed again, after results were known. A test
 that turned out to be a bad one is on its page, with what it cannot show, and not here. Small figures show differences
 in units of a test's margin, with lines at it; TOST asks for an interval between them.
+
+`python -m benchmarks.papers NAME` computes rows that are missing, in one thread and float32, and prints a page's tables
+with all that was computed after the rule. `--verify ROW` computes a row again, and compares bytes; `--folder F` keeps
+what it runs. Pages count computations that were begun, that are void because the rule changed, and that were replaced
+under the same rule: code changed, or they were stopped or timed again.
 """
 
 
@@ -59,7 +64,8 @@ def complete(claim: Claim) -> bool:
 
 def words(claim: Claim) -> Any:
     """What people wrote: number, title, scale, claim, effect, reading; of claims with rows, `units` of
-    measures, and `cannot`: by tests that turned out to be bad ones, what they cannot show.
+    measures; `cannot`: by tests that turned out to be bad ones, what they cannot show; `quotes`: of what
+    was computed after the rule, what the page shows, by default all.
     """
     return yaml.safe_load((claim.folder / "words.yaml").read_text("utf-8"))
 
@@ -87,23 +93,27 @@ def page(name: str) -> str:
 
 def shown(claim: Claim) -> str:
     """Figures, what each test says, and cannot say, and what nobody asked before."""
-    pictures = (f"{title}.\n\n![{title}]({file})\n" for title, file in pictures_of(claim))
+    pictures = (f"{title}.\n\n![]({file})\n" for title, file in pictures_of(claim))
     bad = words(claim).get("cannot", {})
     lines = (f"- {names.replace('control', CONTROL)}: {why.strip()}" for names, why in bad.items())
     parts = [*pictures, table(claim)]
     if bad:
         parts.append("\n".join(["\n\\* What these tests cannot show:\n", *lines]))
-    if hasattr(claim.module, "after"):
-        parts.append(f"\n{afterwards(claim)}")
+    if later := afterwards(claim, words(claim).get("quotes")):
+        parts.append(f"\n{later}")
     return "\n".join(parts)
 
 
-def afterwards(claim: Claim) -> str:
-    """Means with an interval each, of what no test is about."""
-    lines = list[list[str]]()
-    for name, values in claim.module.after(claim.rows, claim.rule).items():
-        one = judged(name, {"margin": 0.0}, by_seed(values), LEVEL)
+def afterwards(claim: Claim, names: Sequence[str] | None = None) -> str:
+    """Means with an interval each, of what no test is about: all, or those of these names."""
+    if not hasattr(claim.module, "after"):
+        return ""
+    lines, found = list[list[str]](), claim.module.after(claim.rows, claim.rule)
+    for name in found if names is None else names:
+        one = judged(name, {"margin": 0.0}, by_seed(found[name]), LEVEL)
         lines.append([name, text_of(one)])
+    if not lines:
+        return ""
     here = f"here, {1 - LEVEL:.0%} for each alone"
     return markdown_table(["computed after the rule, from the same rows", here], lines)
 
@@ -134,12 +144,10 @@ def source(claim: Claim) -> str:
     command = f"`python -m benchmarks.papers {claim.name}`"
     if not claim.ruled:
         return f"{command} prints the table."
-    recipe, follow = "", ""
-    if own := (RECIPES / f"{claim.name}.yaml").is_file():
+    recipe = ""
+    if (RECIPES / f"{claim.name}.yaml").is_file():
         recipe = f", [recipe](../../recipes/papers/{claim.name}.yaml)"
-    rule = (
-        f"Rule: `benchmarks/papers/{claim.name}/rule.yaml`, SHA-256 `{claim.digest[:16]}`{recipe}."
-    )
+    rule = f"[Rule](../../benchmarks/papers/{claim.name}/rule.yaml) `{claim.digest[:16]}`{recipe}."
     seeds = seeds_of(claim)
     if not complete(claim):
         found, wanted = claim.done()
@@ -148,22 +156,16 @@ def source(claim: Claim) -> str:
     rows, log = claim.rows, claim.log()
     void = sum(line["rule"] != claim.digest for line in log)
     tuning = [row.name for row in claim.planned(tuning=True)]
-    stand = len(rows) + len(tuning)
+    again = len(log) - void - len(rows) - len(tuning)
     minutes = sum(row["seconds"] for row in rows) / 60
     machines = ", ".join(sorted({row["processor"] for row in rows}))
     usual = sorted(rows, key=lambda row: float(row["seconds"]))[len(rows) // 2]
-    again = Row(*(usual[field] for field in Row._fields)).name
-    if own:
-        follow = f"""; `--folder F` keeps its data, for
-`alignkit run F/{again}/{claim.name}.yaml`"""
-    rates = ", ".join(f"{method} {rate:g}" for method, rate in claim.rates().items())
-    chosen = f", which chose the rates {rates}" if rates else ""
+    name = Row(*(usual[field] for field in Row._fields)).name
+    chosen = ", ".join(f"{method} {rate:g}" for method, rate in claim.rates().items())
     return f"""\
-{command} computes {len(rows)} rows that are shown, of {seeds} seeds
-({minutes:.2g} minutes of one thread, {machines}, float32), and {len(tuning)} of tuning{chosen}.
-{len(log)} were begun: {stand} stand, {void} are void, because the rule changed, and {len(log) - void - stand} were
-replaced under the same rule, because code changed, or they were stopped or timed again. `--verify {again}`
-computes one again ({usual["seconds"]:.0f} s), and compares bytes{follow}. {rule}"""
+{command}: {len(rows)} rows of {seeds} seeds, {minutes:.2g} minutes, {machines};
+{len(tuning)} of tuning{f" (rates: {chosen})" if chosen else ""}; {len(log)} begun, {void} void, {again} replaced.
+`--verify {name}`: {usual["seconds"]:.0f} s. {rule}"""
 
 
 def table(claim: Claim) -> str:
@@ -237,7 +239,12 @@ def line_of(claim: Claim) -> str:
         ((title, file), *_) = pictures_of(claim)
         return f"No result. {words(claim)['cannot']['control'].strip()}\n\n![{title}]({file})\n"
     good = [one for one in claim.findings() if one.name not in bad]
-    results = "; ".join(f"{one.name}: **{one.result}**" for one in good[1:])
+    by_result = dict[str, list[str]]()
+    for one in good[1:]:
+        by_result.setdefault(one.result, []).append(one.name)
+    results = ". ".join(
+        f"**{result.capitalize()}**: {'; '.join(names)}" for result, names in by_result.items()
+    )
     alt = "; ".join(f"{name_of(one.name)} {text_of(one)}" for one in good if drawn(one))
     return f"{results}.\n\n![{alt.replace('[', '(').replace(']', ')')}]({claim.name}-small.svg)\n"
 
