@@ -34,6 +34,7 @@ import alignkit_plugins.formats.template
 from alignkit.contract import hookspecs
 from alignkit.contract.report import Table
 from alignkit.contract.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
+from alignkit.evaluation.statistics import interval_text
 from alignkit.host.plugins import load_plugins, plugins
 from alignkit.host.registry import KINDS, Registration
 from alignkit.recipe.load import load_recipe
@@ -42,7 +43,8 @@ from alignkit.recipe.sources import DataSource
 from alignkit.recipe.yaml import shipped
 from alignkit_plugins.ai_feedback.writer import Server
 from alignkit_plugins.authors import new
-from alignkit_plugins.cells.table import report_of
+from alignkit_plugins.cells.table import VARY, report_of
+from alignkit_plugins.compare.rows import Row, deciding, rows_in
 from alignkit_plugins.evals.metrics import Metric
 from alignkit_plugins.recipe_tools.gpu_plan import GIB, plan_card
 from alignkit_plugins.recipe_tools.init import summary
@@ -185,9 +187,27 @@ def component(
     return text
 
 
+UNSAID = ("null", "empty", "built-in", "its own defaults")  # defaults that no recipe would write
+
+
+FEW = 4  # options that need no table
+
+
 def table(rows: Sequence[OptionRow]) -> str:
-    lines = [(f"`{row.name}`", row.type_and_range, row.default, row.description) for row in rows]
-    return markdown(("key", "type", "default", "meaning"), lines)
+    """A row per option, or a list of a few. A default stands at its key as in a recipe, unless it is
+    empty.
+    """
+    lines = list[list[str]]()
+    for row in rows:
+        key, kind = row.name, row.type_and_range
+        if row.default == "required":
+            kind = f"{kind}, required"
+        elif row.default not in UNSAID:
+            key = f"{key}: {row.default}"
+        lines.append([f"`{key}`", kind, row.description])
+    if len(lines) <= FEW:
+        return "".join(f"- {key} ({kind}): {meaning}\n" for key, kind, meaning in lines)
+    return markdown(("key: default", "type", "meaning"), lines)
 
 
 def recipe_table() -> str:
@@ -255,16 +275,36 @@ def outcomes() -> str:
     says.
     """
     folder = ROOT / "benchmarks" / "outcomes"
-    report, _ = report_of([folder])
-    table, text = (block for block in report.blocks if isinstance(block, Table | str))
-    assert isinstance(table, Table)
+    report, facts = report_of([folder])
+    table = next(block for block in report.blocks if isinstance(block, Table))
+    (evaluation,) = facts["evaluations"].values()
+    notes = [f"- {note.rstrip('.')}." for note in (*evaluation["notes"], VARY)]
     methods = yaml.safe_load((folder / "methods.yaml").read_text(encoding="utf-8"))
     counts = Counter(file.stem.partition("methods=")[2] for file in (folder / "cells").iterdir())
     if left := [f"`{name}`" for name in methods if not counts[name]]:
-        text = f"{text}\n\n**Being computed:** {', '.join(left)}."
+        notes.append(f"- **Being computed:** {', '.join(left)}.")
     if (seeds := max(counts.values())) < SEEDS:
-        text = f"{text}\n\n**{seeds} of {SEEDS} planned seeds are done**, of each method; verdicts may change."
-    return f"{markdown(table.columns, table.rows)}\n\\{table.note}\n\n{text}\n"
+        notes.append(f"- **{seeds} of {SEEDS} planned seeds are done**; verdicts may change.")
+    scores = f"{markdown(table.columns, table.rows)}\n\\{table.note}\n"
+    return "\n".join([scores, gains(rows_in(evaluation)), *notes, ""])
+
+
+def gains(rows: Sequence[Row]) -> str:
+    """By the headline, what each policy gains over the baseline and how sure that is; where it is
+    clearly worse; and whether it may lose more than a margin.
+    """
+    lines, compared, margins = list[list[str]](), sum(one.p is not None for one in rows), [""]
+    for row in (rows[place] for place in deciding(rows).values()):
+        own = [one for one in rows if one.policy == row.policy and one.tested]
+        worse = "; ".join(one.metric + "\\*" * one.lower for one in own if one.clear == -1)
+        limits = [one for one in own if one.margin]
+        margins = [f"{one.metric}, margin {100 * one.margin:g} points" for one in limits]
+        texts = [interval_text(one.difference, sign=True, percent=True) for one in (row, *limits)]
+        lines.append([row.policy, texts[0], f"{row.difference['p']:.2g}", f"{row.p:.2g}", worse])
+        lines[-1] += texts[1:]
+        headline, baseline = row.metric, row.baseline
+    header = [f"against {baseline}", headline, "p alone", f"p among {compared} gains"]
+    return markdown([*header, "clearly worse", *margins], lines)
 
 
 # Rows of 1,024 tokens, as in `qlora_8b`; half of one is sampled

@@ -169,7 +169,7 @@ SHOWN = """\
 --version             | alignkit 0.
 plugins FAKE          | judge ( | fake_plain (fake.py) | `alignkit plugins NAME`
 plugins --plugin no.py | broken: plugin 'no.py'
-plugins dpo           | algorithm dpo (alignkit 0. | required stage keys: data | beta number, above 0 0.1
+plugins dpo           | algorithm dpo (alignkit 0. | required stage keys: data | beta number, > 0 0.1
 plugins sft           | stage defaults: learning_rate 0.001, epochs 2, batch_size 16, warmup_ratio 0.05
 plugins judge         | name summary from | local_judge | openai_judge
 plugins new --help    | alignkit plugins new [OPTIONS]

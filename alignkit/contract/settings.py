@@ -222,7 +222,7 @@ class Rollout(Sampling):
         le=1,
     )
     max_turns: int | None = Field(
-        None, "turns that the policy may write in an episode; default: 8 (with environment)", ge=1
+        None, "turns that the policy may write in an episode (with environment); default: 8", ge=1
     )
 
 
@@ -313,8 +313,8 @@ class Settings(Options):
     engine: EngineRef = Field(
         None,
         (
-            "what samples: local (alignkit itself) or an engine plugin; default: the recipe's "
-            "engine (online algorithms)"
+            "what samples: local (alignkit itself) or an engine plugin (online algorithms); "
+            "default: the recipe's engine"
         ),
     )
     iterations: int = Field(
@@ -336,7 +336,7 @@ class Settings(Options):
     )
     epochs: int = Field(1, "passes over the data, or over the rollouts of an iteration", ge=1)
     max_steps: int | None = Field(
-        None, "stop after this many optimizer steps; default: no limit (offline algorithms)", ge=1
+        None, "stop after this many optimizer steps (offline algorithms); default: no limit", ge=1
     )
     learning_rate: float | None = Field(
         None,

@@ -40,12 +40,12 @@ class Sample(Options):
 def test_rows() -> None:
     rows = {row.name: (row.type_and_range, row.default) for row in option_rows(Sample)}
     assert rows == {
-        "rate": ("number, above 0 and below 1", "1e-5"),
-        "count": ("integer or null, 1 to 9", "null"),
-        "on": ("true | false", "true"),
+        "rate": ("number, > 0 and < 1", "1e-5"),
+        "count": ("integer, 1 to 9", "null"),
+        "on": ("boolean", "true"),
         "mode": ("a | b", "a"),
-        "from": ("stage, folder or null", "null"),
-        "data": ("data or null", "null"),
+        "from": ("stage or folder", "null"),
+        "data": ("data", "null"),
         "stages": ("list of stages", "empty"),
         "file": ("file", "required"),
         "words": ("text", "built-in"),

@@ -44,19 +44,21 @@ _REFERENCES = {
     "from": "stage or folder",
     "training_data": "data",
 }
-_TYPES = {"string": "text", "boolean": "true | false", "object": "mapping"}
+_TYPES = {"string": "text", "boolean": "boolean", "object": "mapping"}
 _PLURALS = ("text", "integer", "number", "stage", "reward", "filter", "monitor")
 _LIMITS = {
-    "minimum": "at least",
-    "exclusiveMinimum": "above",
-    "maximum": "at most",
-    "exclusiveMaximum": "below",
+    "minimum": ">=",
+    "exclusiveMinimum": ">",
+    "maximum": "<=",
+    "exclusiveMaximum": "<",
 }
 
 
 @dataclass(frozen=True)
 class OptionRow:
-    """One option in readable form. range: `above 0`, `0 to 1` or empty."""
+    """One option in readable form. type: without null, if that is the default. range: `> 0`, `0 to 1`
+    or empty.
+    """
 
     name: str
     type: str
@@ -79,9 +81,9 @@ def option_rows(model: type[BaseModel]) -> list[OptionRow]:
     rows = list[OptionRow]()
     for name in sorted(names, key=lambda name: not names[name]):
         option = schema["properties"][name]
-        text, default = _type(option), _default(option, name in schema.get("required", ()))
-        if default == "null" and "null" not in text:  # a reference is of any type
-            text = _one_of([text, "null"])
+        default = _default(option, name in schema.get("required", ()))
+        types = [each for each in option.get("anyOf", ()) if each.get("type") != "null"]
+        text = _type({**option, "anyOf": types} if types and default == "null" else option)
         description = " ".join(option.get("description", "").split())
         rows.append(OptionRow(name, text, _range(option), default, description))
     return rows
