@@ -25,10 +25,13 @@ SPEED = {  # benchmark -> its label, in the order of the chart
     "sft_packed": "SFT, TRL packing",
     "reward": "reward model",
 }
-METHODS = {  # metric -> its part's title, a share of answers that refuse
-    "harmful requests refused": "harmful requests",
-    "ordinary requests refused": "ordinary requests",
-    "refused though only its form is harmful": "harmless, but worded like a harmful request",
+METHODS = {  # metric -> its part's title and a note
+    "right minus wrong refusals": ("right minus wrong refusals", "the line is SFT"),
+    "harmful requests refused": ("harmful requests", "refused"),
+    "refused though only its form is harmful": (
+        "harmless, but worded like a harmful request",
+        "refused",
+    ),
 }
 HONESTY = 20  # the first seed
 NUMBER = re.compile(r"[-+]?\d+")
@@ -66,8 +69,8 @@ def methods() -> list[Figure]:
     (evaluation,) = facts["evaluations"].values()
     figures = {figure.title: figure for figure in intervals(rows_in(evaluation))}
     found = list[Figure]()
-    for metric, title in METHODS.items():
-        note = ", ".join(["refused", figures[metric].note]).rstrip(", ")
+    for metric, (title, about) in METHODS.items():
+        note = ", ".join([about, figures[metric].note]).rstrip(", ")
         found.append(replace(figures[metric], title=title, note=note))
     return found
 

@@ -39,18 +39,26 @@ CITED = re.compile(
     r"\b([A-Z][\w-]+(?: et al\.| and [A-Z][A-Za-z ]+)?),? ((?:19|20)\d\d)\b"
     rf"(?:(?:(?! et al)[^;()]){{,90}}?\(?arXiv:(\d+\.\d+)((?:, {WHERE})*))?"
 )
+OF_OTHERS = ("rewards, judges, steps", "papers", "known answers; measured; recipe")
 HEADER = ("method", "papers", "keys", "known answers", "exact optimum", "measured", "recipe")
 
 
 def text() -> str:
     """Tables of what is here, and of what packages show."""
     load_plugins()
-    rows = list[list[str]]()
+    algorithms, others = list[list[str]](), list[list[str]]()
     for kind in KINDS:
         ours = [one for one in plugins().registrations(kind) if one.distribution == "alignkit"]
-        rows += [row for one in ours if (row := _row(one))]
+        for row in filter(None, map(_row, ours)):
+            if kind == "algorithm":
+                algorithms.append(row)
+            else:
+                method, cited, _, answers, optimum, *shown = row
+                proof = [answers, "exact optimum" * bool(optimum), *shown]
+                others.append([method, cited, "; ".join(filter(None, proof))])
+    every = markdown_table(HEADER, algorithms), markdown_table(OF_OTHERS, others)
     packages = markdown_table(("package", "papers"), list(_packages()))
-    return f"{markdown_table(HEADER, rows)}\n\nPackages show more:\n\n{packages}\n"
+    return "\n\n".join([*every, "Packages show more:", packages]) + "\n"
 
 
 def papers(docstring: str | None) -> str:

@@ -123,8 +123,9 @@ def _verdict(rows: Sequence[Row], policy: str) -> PolicyVerdict:
     for row in against:
         if row.margin:
             margin = f"{100 * row.margin:g} points" if row.percent else f"{row.margin:g}"
-            how = "less" if row.within_margin else "perhaps more"
-            sentences.append(f"In {row.metric}, it loses {how} than the margin of {margin}.")
+            how = "loses less" if row.within_margin else "may lose more"
+            change = interval_text(row.difference, sign=True, percent=row.percent)
+            sentences.append(f"In {row.metric}, it {how} than the margin of {margin}: {change}.")
     unclear = list[str]()
     for row in sides[0]:
         shown = row is head or row.excludes_zero
@@ -179,7 +180,7 @@ def _difference(row: Row, rows: Sequence[Row]) -> str:
         text = f"{name}, which prefers it in {interval_text(row.estimate, percent=True)} of comparisons"
     if row.p is not None and bool(row.clear) != row.excludes_zero:
         count, what = sum(one.p is not None for one in rows), {1: "gains", -1: "losses"}
-        text += f", p {row.difference['p']:.1g}, but {row.p:.1g} as one of {count} possible "
+        text += f", p {row.difference['p']:.1g} alone, but {row.p:.1g} among {count} possible "
         text += what.get(row.direction, "differences")
     return text
 

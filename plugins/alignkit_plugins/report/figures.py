@@ -14,7 +14,7 @@ from typing import Any
 
 from alignkit.contract.reward import REWARD_KEY
 from alignkit.io.results import json_lines
-from alignkit_plugins.compare.rows import RATED, Row
+from alignkit_plugins.compare.rows import RATED, Row, decides
 from alignkit_plugins.compare.tables import cell
 from alignkit_plugins.report import drawing
 from alignkit_plugins.report.drawing import Drawing, Line, Point
@@ -202,7 +202,8 @@ def histogram(stage: str, files: Sequence[Path]) -> list[Figure]:
 def intervals(
     rows: Sequence[Row], result: str = "", *, bare: bool = False, compared: Sequence[Row] = ()
 ) -> list[Figure]:
-    """A chart per metric with a row per policy. result: the policy that the evaluation is about.
+    """A chart per metric with a row per policy, and a line at the baseline. result: the policy that
+    the evaluation is about.
     bare: without estimates in words. compared: rows of the result, for a mark at each chart.
     """
     metrics: dict[str, list[Row]] = {}
@@ -224,7 +225,10 @@ def _panel(rows: Sequence[Row], result: str, bare: bool, against: Row | None) ->
         style = {result: "result", "base": "base"}.get(row.policy, "")
         texts.append(f"{row.policy} {cell(row)}")
         points[row.policy if bare else texts[-1]] = point_of(row)._replace(style=style)
-    drawn, words = drawing.rows(points, percent=first.percent), f"{title}: {', '.join(texts)}"
+    baselines = {row.baseline for row in rows if decides(row)}
+    marks = [row.mean for row in rows if row.policy in baselines and row.mean is not None]
+    drawn = drawing.rows(points, percent=first.percent, marks=marks)
+    words = f"{title}: {', '.join(texts)}"
     style, mark = "", ""
     if against is not None:
         style, mark = MARKS[against.clear or 0]
