@@ -46,7 +46,7 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 HOUSE = yaml.safe_load("""
 budgets:
   plugins: 202_690
-  alignkit and plugins: 332_200
+  alignkit and plugins: 332_300
   all Python but tests: 441_400
   tests: 404_050
   schema names: 345
