@@ -36,7 +36,7 @@ RESULTS = """\
 What is tested has a rule, committed before anything that it shows was computed: what is measured, the margins, a
 positive control, and how each result follows. **Shown here** and **the opposite, here** mean an interval beyond the
 margin, and **no clear difference** one that is not, which may still exclude 0; **does not carry over** means that the
-control failed. Only exact results may say **contradicts**. Eight rules with rows, each at 5%, expect 0.4 false
+control failed. Only exact results may say **contradicts**. {count} rules with rows, each at 5%, expect {false:g} false
 results at most. Rows of best of K and of the claims on heads were computed again, after results were known. A test
 that turned out to be a bad one is on its page, with what it cannot show, and not here. Small figures show differences
 in units of a test's margin, with lines at it; TOST asks for an interval between them.
@@ -217,7 +217,8 @@ def name_of(test: str) -> str:
 
 def index() -> str:
     """A line and a small figure for each claim."""
-    parts = [RESULTS]
+    count = sum(map(complete, claims()))
+    parts = [RESULTS.format(count=count, false=count * LEVEL)]
     for claim in claims():
         link = f"[{words(claim)['title']}]({claim.name}.md)"
         if not claim.ruled:
