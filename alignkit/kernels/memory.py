@@ -34,6 +34,13 @@ def available(device: torch.device) -> float:
     return float(torch.cuda.mem_get_info(device)[0] + cached)
 
 
+def peak(device: torch.device | None) -> int:
+    """The most bytes that this process has used at a time, of a GPU if that is the device."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _peak()
+
+
 def peak_text(device: torch.device | None) -> str:
     """The most memory that this process has used at a time, of the host and of a GPU, such as `0.5
     GiB`.
@@ -41,9 +48,7 @@ def peak_text(device: torch.device | None) -> str:
     host = f"{_peak() / 2**30:.1f} GiB"
     if device is None or device.type != "cuda":
         return host
-    return (
-        f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB on the GPU, {host} on the host"
-    )
+    return f"{peak(device) / 2**30:.1f} GiB on the GPU, {host} on the host"
 
 
 def _cgroup_limit(file: Path) -> float:

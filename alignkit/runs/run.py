@@ -262,7 +262,8 @@ class Run(Services):
                 first(lambda: made.append(stage.run()))
         self.models.forget(name)
         seconds = time.monotonic() - began
-        first(lambda: self._finish(stage, stage.record(seconds, made[0], parts)))
+        record = {**stage.record(seconds, made[0], parts), "memory": self._peak()}
+        first(lambda: self._finish(stage, record))
         return False
 
     def _start(self, stage: RunStage) -> tuple[dict[str, Any], Mapping[str, Any]] | None:
@@ -317,6 +318,15 @@ class Run(Services):
         """The most memory that this process has used, in words."""
         from alignkit.kernels import memory  # imports torch
 
-        return memory.peak_text(
-            next((one.model.device for one in self.models.opened.values()), None)
-        )
+        return memory.peak_text(self._device)
+
+    def _peak(self) -> int:
+        """The same in bytes, of a GPU if there is one."""
+        from alignkit.kernels import memory  # imports torch
+
+        return memory.peak(self._device)
+
+    @property
+    def _device(self) -> Any:
+        """That of the models, if there are any."""
+        return next((one.model.device for one in self.models.opened.values()), None)

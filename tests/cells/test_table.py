@@ -88,7 +88,7 @@ def cell(variant: str, seed: int, scores: Mapping[str, list[float]]) -> dict[str
         "values": {"seed": str(seed), "algorithm": variant},
         "seed": seed,
         "base": "one recipe",
-        "stages": {"align": {"seconds": 60.0 * seed}},
+        "stages": {"align": {"seconds": 60.0 * seed, "memory": seed * 2**30}},
         "evaluations": {"report": evaluation},
     }
 
@@ -136,8 +136,9 @@ def test_a_table_names_variants_and_claims_by_direction() -> None:
         ("even", "refused"): 0,
     }
     assert table.seeds == [3, 4, 5] and "sees a difference of" in table.notes[0]
-    minutes = {row.policy: row.estimate["mean"] for row in table.rows if row.kind == "answers"}
-    assert minutes == {"ppo": 4, "grpo": 4, "even": 4}
+    for metric in ("training, minutes", "peak memory, GiB"):
+        costs = {row.policy: row.estimate["mean"] for row in table.rows if row.metric == metric}
+        assert costs == {"ppo": 4, "grpo": 4, "even": 4}
     (ppo,) = (row for row in table.rows if (row.policy, row.metric) == ("ppo", "right"))
     assert ppo.difference["mean"] == 0.5 and ppo.estimate["mean"] == 1.0
     assert ppo.difference["low"] < 0.5 < ppo.difference["high"] + 0.03

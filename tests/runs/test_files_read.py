@@ -153,6 +153,7 @@ def test_a_result_of_another_machine_is_reused_with_a_word(
     )
     record = read_record(run(recipe) / "plain")
     assert record["made_on"].startswith("float32 on ") and record["made_on"].endswith(" threads")
+    assert record["memory"] > 2**20  # bytes
     assert record["backend"] == f"cpu {__version__}"
     run(recipe)
     assert "warning: made" not in said()

@@ -91,7 +91,7 @@ def _stage(folder: Path) -> dict[str, Any]:
     """What a stage's scores depend on, and what it took."""
     record = read_record(folder)
     facts, weights = dict[str, Any](), list[str]()
-    for name in ("plugin", "hash", "seconds", "finished", "made_on"):
+    for name in ("plugin", "hash", "seconds", "memory", "finished", "made_on"):
         facts[name] = record.get(name)
     for name, file in record.get("files", {}).items():
         if name.startswith("adapter/"):
