@@ -382,11 +382,11 @@ def _visible(gaps: Array, measure: Measure, metric: str, level: float) -> list[s
 
 def report_of(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
     """What the cells of runs say together, and the same as plain data. Raises DataError."""
-    cells = [one for run in runs for one in rows_of(run)]
+    cells = [*chain.from_iterable(map(rows_of, runs))]
     if not cells:
         raise DataError(f"{runs[0]}: no cell is complete yet")
     blocks, facts, tables = list[Block](), dict[str, Any](), dict[str, CellTable]()
-    for stage in dict.fromkeys(name for one in cells for name in one["evaluations"]):
+    for stage in dict.fromkeys(chain.from_iterable(one["evaluations"] for one in cells)):
         made = table_of([one for one in cells if stage in one["evaluations"]], stage)
         for step, one in tables.items():
             made = made._replace(notes=[*made.notes, *choice(one, made, step)])
@@ -395,7 +395,7 @@ def report_of(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
         results = list(map(plain, made.rows))
         facts[stage] = {"seeds": made.seeds, "results": results, "notes": made.notes}
     computed = dict[str, list[str]]()  # on which machines -> the stages
-    for stage in dict.fromkeys(name for one in cells for name in one["stages"]):
+    for stage in dict.fromkeys(chain.from_iterable(one["stages"] for one in cells)):
         made_on = {one["stages"].get(stage, {}).get("made_on") for one in cells} - {None}
         if len(made_on) > 1:
             computed.setdefault(" and ".join(sorted(made_on)), []).append(stage)
