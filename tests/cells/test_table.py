@@ -135,7 +135,7 @@ def test_a_table_names_variants_and_claims_by_direction() -> None:
         ("even", "right"): 0,
         ("even", "refused"): 0,
     }
-    assert table.seeds == [3, 4, 5] and "sees a difference of" in table.notes[0]
+    assert table.seeds == [3, 4, 5] and "see a difference of" in table.notes[0]
     for metric in ("training, minutes", "peak memory, GiB"):
         costs = {row.policy: row.estimate["mean"] for row in table.rows if row.metric == metric}
         assert costs == {"ppo": 4, "grpo": 4, "even": 4}
@@ -155,7 +155,7 @@ def test_variants_of_the_only_policy_are_compared_with_the_first() -> None:
     (row,) = (row for row in table.rows if row.baseline)
     assert (row.policy, row.baseline, row.clear) == ("grpo", "ppo", 1)
     assert row.difference["mean"] == 0.5 and row.difference["low"] > 0
-    assert row.estimate["low"] is None and "sees a difference" in table.notes[0]
+    assert row.estimate["low"] is None and "see a difference" in table.notes[0]
 
 
 def test_one_seed_has_no_interval_over_seeds() -> None:
@@ -236,7 +236,7 @@ def test_a_variant_that_learned_from_the_metric_is_no_proof(
         trained_on = report_of(one)["measures"]["right"]["trained_on"]
         trained_on["align"] = one["values"]["algorithm"] in learned
     found = table_of(cells, "report")
-    assert re.findall(r"table sees .* in (\w+):", "\n".join(found.notes)) == named
+    assert re.findall(r"table could see .* in (\w+):", "\n".join(found.notes)) == named
     assert [*dict.fromkeys(one.metric for one in verdicts(found.rows))] == named
     assert found.headline == named[-1] and f"in {named[-1]}, not adjusted" in found.notes[-1]
     rows = {row.policy: row.trained_on for row in found.rows if row.metric == "right"}

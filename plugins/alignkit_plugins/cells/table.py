@@ -371,10 +371,10 @@ def _visible(gaps: Array, measure: Measure, metric: str, level: float) -> list[s
     ends, unit = [f"{one:.2g}" for one in (least, most)], ""
     if measure.percent:
         if least >= 1:
-            return [f"With 80% power the table sees no difference at all in {metric}: {what}."]
+            return [f"With 80% power the table could see no difference at all in {metric}: {what}."]
         ends, unit = [f"{100 * one:.0f}" for one in (least, min(1.0, most))], " points"
     seen = " to ".join(dict.fromkeys(ends))
-    return [f"With 80% power the table sees a difference of {seen}{unit} in {metric}: {what}."]
+    return [f"With 80% power the table could see a difference of {seen}{unit} in {metric}: {what}."]
 
 
 # For people
