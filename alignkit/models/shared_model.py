@@ -151,6 +151,7 @@ class SharedModel:
             self.device,
             self.attention_name,
         )
+        self.parameters = self.model.num_parameters()
         self.model.requires_grad_(False)
         self.model.eval()  # always: with dropout old and new log-probabilities would differ
         self.roles[UNMODIFIED] = Role(self.model)

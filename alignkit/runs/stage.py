@@ -398,7 +398,9 @@ class TrainingStage(RunStage):
         trains = RolloutTrainer if algorithm.source is Source.ROLLOUTS else DatasetTrainer
         trainer = trains(self, algorithm)
         try:
-            return Artifact(summary={**trainer.run(), "learning_rate": rate})
+            summary = {**trainer.run(), "learning_rate": rate}
+            facts = {"tokens": trainer.learner.tokens, "base_parameters": self.model.parameters}
+            return Artifact(summary=summary | facts)
         finally:
             trainer.close()
 

@@ -74,8 +74,8 @@ class Learner:
 
     temperature: of the policy's distributions. collectives: every process passes the same global
     batches, learns from its share of them, and takes the same steps. skipped: steps in a row whose
-    loss or gradient was not finite. parameters: by role and name. clipped: those of each role, by
-    the name of the metric of their gradient's norm.
+    loss or gradient was not finite. tokens: of all batches so far, prompts included. parameters: by
+    role and name. clipped: those of each role, by the name of the metric of their gradient's norm.
     """
 
     model: SharedModel
@@ -88,6 +88,7 @@ class Learner:
     collectives: Collectives = ONE_PROCESS
     steps: int = 0
     skipped: int = 0
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         self.trim = TrimOnGrowth()
@@ -134,6 +135,7 @@ class Learner:
             metrics[name] = self.collectives.clip(parameters, self.settings.max_grad_norm)
         # A skipped step counts, too: batches and the schedule follow from the number of steps.
         self.steps += 1
+        self.tokens += sum(encoded.length for encoded in examples.groups)
         metrics["learning_rate"] = rate = self.peak_rate * lr_factor
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -344,6 +346,7 @@ class Learner:
             "optimizer": saved_state(self.optimizer, self.parameters, whole),
             "steps": self.steps,
             "skipped": self.skipped,
+            "tokens": self.tokens,
             "algorithm": remembered(self.algorithm, "before_step"),
         }
 
@@ -354,6 +357,7 @@ class Learner:
             parameter.data.copy_(self.collectives.part(state["weights"][name], parameter))
         restore_state(self.optimizer, self.parameters, state["optimizer"], self.collectives.part)
         self.steps, self.skipped = state["steps"], state["skipped"]
+        self.tokens = state["tokens"]
         self.algorithm.state = state["algorithm"]
 
 

@@ -96,6 +96,9 @@ def test_cells_share_what_does_not_vary_and_make_one_table(
     for stage, same in (("sft", True), ("more", False)):
         keys = [each["stages"][stage]["hash"] for each in (one, two)]
         assert (keys[0] == keys[1]) == same
+    first, second = (each["stages"]["more"] for each in (one, two))
+    assert 0 < first["tokens"] < second["tokens"]  # by their steps
+    assert first["base_parameters"] == second["base_parameters"] > 1000
     # What a row keeps gives the numbers of the evaluation, and the metrics that decide it first
     kept, found = one["evaluations"]["report"], folder / "max_steps=1" / "report"
     rows = compare(scores_in([(kept, {name: name for name in kept["policies"]}, 0)]), "sft")

@@ -88,7 +88,14 @@ def cell(variant: str, seed: int, scores: Mapping[str, list[float]]) -> dict[str
         "values": {"seed": str(seed), "algorithm": variant},
         "seed": seed,
         "base": "one recipe",
-        "stages": {"align": {"seconds": 60.0 * seed, "memory": seed * 2**30}},
+        "stages": {
+            "align": {
+                "seconds": 60.0 * seed,
+                "memory": seed * 2**30,
+                "tokens": seed * 1000,
+                "base_parameters": 2_000_000 if variant == "large" else 1_000_000,
+            }
+        },
         "evaluations": {"report": evaluation},
     }
 
@@ -136,12 +143,19 @@ def test_a_table_names_variants_and_claims_by_direction() -> None:
         ("even", "refused"): 0,
     }
     assert table.seeds == [3, 4, 5] and "see a difference of" in table.notes[0]
-    for metric in ("training, minutes", "peak memory, GiB"):
+    for metric in ("training, minutes", "peak memory, GiB", "trained on, thousand tokens"):
         costs = {row.policy: row.estimate["mean"] for row in table.rows if row.metric == metric}
         assert costs == {"ppo": 4, "grpo": 4, "even": 4}
+    assert not any(row.metric.startswith("base,") for row in table.rows)
     (ppo,) = (row for row in table.rows if (row.policy, row.metric) == ("ppo", "right"))
     assert ppo.difference["mean"] == 0.5 and ppo.estimate["mean"] == 1.0
     assert ppo.difference["low"] < 0.5 < ppo.difference["high"] + 0.03
+
+
+def test_a_table_has_the_size_of_bases_that_differ() -> None:
+    rows = table_of(made({"small": ALL, "large": HALF}), "report").rows
+    sizes = {row.policy: row.estimate["mean"] for row in rows if row.metric.startswith("base,")}
+    assert sizes == {"small": 1, "large": 2}
 
 
 def test_variants_of_the_only_policy_are_compared_with_the_first() -> None:

@@ -93,6 +93,8 @@ def _stage(folder: Path) -> dict[str, Any]:
     facts, weights = dict[str, Any](), list[str]()
     for name in ("plugin", "hash", "seconds", "memory", "finished", "made_on"):
         facts[name] = record.get(name)
+    for name in ("tokens", "base_parameters"):
+        facts[name] = record.get("summary", {}).get(name)
     for name, file in record.get("files", {}).items():
         if name.startswith("adapter/"):
             weights.append(file["sha256"])

@@ -22,7 +22,7 @@ from alignkit_plugins.cells.changes import change_in_words, changes
 from alignkit_plugins.cells.crossed import Array
 from alignkit_plugins.cells.rows import rows_of, scores_in
 from alignkit_plugins.cells.trends import FEWEST, chosen, numbers_of, trend, turn
-from alignkit_plugins.compare.rows import ANSWERS, MEMORY, MINUTES, Row, adjusted, deciding, plain
+from alignkit_plugins.compare.rows import ANSWERS, Row, adjusted, deciding, plain
 from alignkit_plugins.compare.scores import Measure, Score, Scores, compare
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.compare.verdicts import MORE, verdicts
@@ -38,7 +38,13 @@ EQUAL = 1e-12  # differences that are rounding
 UNKNOWN = {"low": None, "high": None}  # an interval of values that are all alike
 LARGE = 0.25  # share of the variance that is the seeds', from which more prompts do not help
 UNCLEAR = "No clear difference in"  # says only which other metrics there are
-COSTS = {"seconds": (MINUTES, 60), "memory": (MEMORY, 2**30)}  # fact of a stage -> metric, unit
+SIZE = "base, million weights"
+COSTS = {  # fact of a stage -> metric, unit
+    "seconds": ("training, minutes", 60),
+    "memory": ("peak memory, GiB", 2**30),
+    "tokens": ("trained on, thousand tokens", 10**3),
+    "base_parameters": (SIZE, 10**6),
+}
 VARY = "Seeds vary what is sampled and in which order, not which rows were collected."
 
 Cells = Sequence[Mapping[str, Any]]  # rows of cells (`rows.rows_of`)
@@ -186,12 +192,16 @@ def _identity(cells: Cells, policy: str, stage: str) -> list[Any]:
 
 
 def _costs(variants: Mapping[str, Cells], names: Mapping[str, Mapping[str, str]]) -> Iterator[Row]:
-    """What the stage of each policy took, the means over its cells."""
+    """What the stage of each policy took, the means over its cells, and the size of its base where
+    bases differ.
+    """
+    every = [one["stages"].values() for cells in variants.values() for one in cells]
+    sizes = {stage.get("base_parameters") for stages in every for stage in stages} - {None}
     for variant, cells in variants.items():
         for policy, name in names[variant].items():
             for fact, (metric, unit) in COSTS.items():
                 found = [one["stages"].get(policy, {}).get(fact) for one in cells]
-                if None not in found:
+                if None not in found and (metric != SIZE or len(sizes) > 1):
                     yield Row(name, metric, ANSWERS, {"mean": statistics.mean(found) / unit})
 
 

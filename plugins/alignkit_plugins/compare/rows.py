@@ -21,8 +21,6 @@ ANSWERS = "answers"  # the kind of what describes the answers
 LENGTH, TRUNCATED, KL = "length, tokens", "truncated", "KL, nats"
 DISTINCT, SELF_BLEU = "distinct-2 of a prompt's answers", "self-BLEU of them"
 POINTS = "{}, Bradley-Terry points"
-MINUTES = "training, minutes"
-MEMORY = "peak memory, GiB"
 # The order in which metrics decide, by whether the policy was trained on them
 TRUST = (False, None, True)
 EMPTY: tuple[Any, ...] = (None, "", {})  # what JSON leaves out
