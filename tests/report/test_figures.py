@@ -181,3 +181,5 @@ def test_a_histogram_has_the_first_samples_and_the_last(tmp_path: Path) -> None:
     assert figures.histogram("align", files[1:]) and not figures.histogram("align", files[:1])
     write_rows(files[0], [{"responses": [{"scores": {"reward": 12.0}}]}])
     assert figures.histogram("align", files) == []  # they never differ
+    write_rows(files[0], [{"responses": [{"source": "align"}]}])
+    assert figures.histogram("align", files) == []  # as of a stage without a reward

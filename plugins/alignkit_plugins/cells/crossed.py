@@ -186,12 +186,12 @@ def visible(found: Parts, level: float) -> tuple[float, float, float]:
     for tail in (TAIL, 0.5, 1 - TAIL):
         most = np.maximum(rest, seeds * free / special.chdtri(free, tail))
         pooled = found._replace(prompts=prompts, seeds=most, rest=rest, seed_free=free)
-        ends.append(_seen(spread(pooled), level))
+        ends.append(seen(spread(pooled), level))
     least, likely, most = ends
     return least, likely, most
 
 
-def _seen(found: Spread, level: float) -> float:
+def seen(found: Spread, level: float) -> float:
     """The difference that a test sees with 80% power: the noncentral t."""
     free, error = float(found.free), math.sqrt(float(found.variance))
     critical = float(special.stdtrit(free, 1 - level))

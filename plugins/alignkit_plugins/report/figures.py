@@ -180,7 +180,7 @@ def histogram(stage: str, files: Sequence[Path]) -> list[Figure]:
     """The rewards of a stage's first and last samples, from the files of its rollouts."""
     samples = dict[str, list[float]]()
     for file in (*files[:1], *files[1:][-1:]):
-        scores = [one["scores"] for group in json_lines(file) for one in group["responses"]]
+        scores = [one.get("scores", {}) for group in json_lines(file) for one in group["responses"]]
         rewards = map(number, [each.get(REWARD_KEY) for each in scores])
         samples[f"iteration {int(file.stem)}"] = [one for one in rewards if one is not None]
     every = [*chain(*samples.values())]
