@@ -92,6 +92,12 @@ def ignores_mask(batch: Batch, out: Outputs) -> Term:
     return per_pair(-torch.nn.functional.logsigmoid(0.01 * (better - worse)))
 
 
+def ignores_mask_of_ratios(batch: Batch, out: Outputs) -> Term:
+    ratios = (out.logprobs - batch.reference_logprobs).sum(dim=1)  # equal garbage would cancel
+    better, worse = batch.pairs.take(ratios)
+    return per_pair(F.preference_loss(0.01 * (better - worse)))
+
+
 def mean_of_micro_batch(batch: Batch, out: Outputs) -> Term:
     return per_response(F.masked_mean(-out.logprobs, batch.mask).expand(len(batch.tokens)))
 
@@ -121,9 +127,13 @@ def bonus(self: Algorithm, batch: Batch, out: Outputs) -> Loss:
 
 
 PAIRS = Needs(min_samples=2, pairs=True)
+RATIOS = Needs(min_samples=2, pairs=True, reference_logprobs=True)
 MISTAKES = {
     "garbage outside the mask changes the gradient by .* must use batch.mask": (
         loss_of(ignores_mask, needs=PAIRS)
+    ),
+    "garbage outside the mask changes the gradient by .*: sums and means over tokens": (
+        loss_of(ignores_mask_of_ratios, needs=RATIOS)
     ),
     "cutting the batch into micro-batches changes the gradient by .* unreduced entries": (
         loss_of(mean_of_micro_batch)

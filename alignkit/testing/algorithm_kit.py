@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -352,7 +353,7 @@ class Probe(Learner):
             mask = examples.batch(self.model.device).mask
             for name, values in vars(out).items():
                 if name != "scores":
-                    setattr(out, name, _with_garbage(values, mask))
+                    setattr(out, name, _with_garbage(name, values, mask))
         return out
 
 
@@ -373,15 +374,16 @@ class GarbageExamples(Examples):
         batch = super().batch(device)
         for name, values in vars(batch).items():
             if name in ("old_logprobs", "reference_logprobs", "old_values"):
-                setattr(batch, name, _with_garbage(values, batch.mask))
+                setattr(batch, name, _with_garbage(name, values, batch.mask))
         for name, values in batch.signals.items():
             if values.dim() == 2:
-                batch.signals[name] = _with_garbage(values, batch.mask)
+                batch.signals[name] = _with_garbage(name, values, batch.mask)
         return batch
 
 
-def _with_garbage(values: Tensor, mask: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(7)
+def _with_garbage(name: str, values: Tensor, mask: Tensor) -> Tensor:
+    """Each name has other garbage, which would cancel in a difference."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     noise = GARBAGE * (2 * torch.rand(values.shape, generator=generator) - 1)
     return torch.where(mask, values, noise.to(values))
 

@@ -172,6 +172,24 @@ def test_variants_of_the_only_policy_are_compared_with_the_first() -> None:
     assert row.estimate["low"] is None and "see a difference" in table.notes[0]
 
 
+def test_equal_policies_are_no_precise_result() -> None:
+    """As where all are at 100%."""
+    (note, *_) = table_of(made({"ppo": HALF, "grpo": HALF}), "report").notes
+    assert note.startswith("The policies are equal in right at every prompt and seed, so it tells")
+
+
+def test_intervals_end_where_the_metric_does() -> None:
+    cells = made({"ppo": lambda seed: ALL if seed else HALF}, 0, 1)
+    for one in cells:
+        one["evaluations"]["report"]["measures"]["right"]["scale"]["levels"] = None
+    (mean,) = (
+        row.estimate
+        for row in table_of(cells, "report").rows
+        if row.policy == "ppo" and row.metric == "right"
+    )
+    assert mean["high"] == 1.0 and mean["low"] == 0.0
+
+
 def test_one_seed_has_no_interval_over_seeds() -> None:
     table = table_of(made({"ppo": ALL}, 3), "report")
     assert table.notes == ["one seed, 3: the intervals are over prompts only"]

@@ -92,8 +92,8 @@ def test_the_report_of_a_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     result = json.loads(capfd.readouterr().out)["result"]
     (which,) = result["agreement"]
     assert result["tasks"] == {"pair": {"items": 13, "labels": 24, "learned from": 9, "gold": 1}}
-    assert result["not_learned_from"] == {"tied": 4}
-    assert "not learned from: tied: 4" in said
+    assert result["not_learned_from"] == {"votes tied": 4}
+    assert "not learned from: votes tied: 4" in said
     assert which["same"]["mean"] == pytest.approx(8 / 12)
 
 

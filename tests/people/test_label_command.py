@@ -175,9 +175,9 @@ def fails(said: Said) -> Fails:
 
 REFUSED = """
 nowhere.jsonl                        | 2 | no such file: nowhere.jsonl
-many.jsonl                           | 4 | many.jsonl:1 | many.jsonl:2 | a ranking has 2 to 9 responses, not 40
+many.jsonl                           | 4 | many.jsonl:1 | many.jsonl:2 | the task ranking takes 2 to 9, not 40 responses
 pairs.jsonl --task pairs             | 2 | unknown task 'pairs' | did you mean 'pair'?
-pairs.jsonl --task thumb             | 4 | a thumb has 1 to 1 responses, not 2
+pairs.jsonl --task thumb             | 4 | the task thumb takes 1, not 2 responses
 pairs.jsonl --overlap 0              | 2 | --overlap
 pairs.jsonl --qualify 2              | 2 | --qualify 2: the store has only 0 gold items | --gold FILE
 pairs.jsonl --guidelines no.md       | 4 | no.md | No such file

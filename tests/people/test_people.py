@@ -314,7 +314,7 @@ def test_a_run_that_is_killed_before_it_writes_the_labels_loses_none(
         (
             {"task": "ranking", "data": "demos.jsonl"},
             4,
-            "demos.jsonl:1: a ranking has 2 to 9 responses, not 1",
+            "demos.jsonl:1: the task ranking takes 2 to 9, not 1 response",
         ),
         ({"settled_by": "eve"}, 2, "'settled_by' needs 'annotators: 2' or more"),
         ({"reviewers": 1}, 2, "'reviewers' needs 'task: demonstration'"),

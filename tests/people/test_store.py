@@ -81,8 +81,8 @@ def test_a_group_becomes_an_item() -> None:
 @pytest.mark.parametrize(
     ("item", "fault"),
     [
-        (several("pair", "Hi", 1), "a pair has 2 to 2 responses, not 1"),
-        (ranking(count=10), "a ranking has 2 to 9 responses, not 10"),
+        (several("pair", "Hi", 1), "the task pair takes 2, not 1 response"),
+        (ranking(count=10), "the task ranking takes 2 to 9, not 10 responses"),
         (pair(first="same", second="same"), "two responses are the same"),
         (pair(first="it’s", second="it's"), "two responses are the same"),
         (pair(first="\0"), "NUL"),
@@ -90,8 +90,8 @@ def test_a_group_becomes_an_item() -> None:
         (Item("pair", (), ("a", "b")), "there is no prompt"),
         (pair(gold={"better": 2}), "a gold label: "),
         (ranking(gold={"ranks": [1, 2]}), "a gold label: "),
-        (several("review", "Hi", 1), "a review has 2 to 9 responses"),
-        (several("demonstration", "Hi", 2), "a demonstration has 0 to 1 responses"),
+        (several("review", "Hi", 1), "the task review takes 2 to 9"),
+        (several("demonstration", "Hi", 2), "the task demonstration takes 0 to 1"),
         (pair(origins=("sft",)), "2 responses, but 1 origins"),
     ],
 )

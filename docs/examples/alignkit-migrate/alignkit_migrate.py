@@ -521,11 +521,13 @@ class Migration:
             elif value and name in self.tables["differs"]:
                 without = name.startswith("lora") and not self.lora
                 if not without and (
-                    name != "assistant_only_loss" or self.has("messages", kind=list)
+                    name != "assistant_only_loss"
+                    or self.has("messages", "conversations", kind=list)
                 ):
                     self.differ(name)
             elif not value or any(fnmatchcase(name, each) for each in self.tables["silent"]):
-                unneeded.append(self.words.get(name, name))
+                if name in self.words:  # not a default, or a part of what a word stands for
+                    unneeded.append(self.words[name])
             elif name not in keys:
                 self.lose(name)
         if unneeded:

@@ -46,7 +46,8 @@ def check_plugins(
                 other.origin for other in loaded.registrations(kind) if other.name == one.name
             }
             whose = f" of {one.origin}" if len(owners) > 1 else ""
-            lines.append(f"{kind} {one.name}{whose}: holds: {_rules(kit)}")
+            signs = "; not checked: signs and formulas" * (kind == "algorithm")
+            lines.append(f"{kind} {one.name}{whose}: holds: {_rules(kit)}{signs}")
             for other in sorted(owners - {one.origin}):
                 lines.append(
                     f"warning: {kind} {one.name}: {other} has one of this name, too, so recipes "

@@ -119,8 +119,8 @@ def check(
     broken = [str(one) for one in loaded.broken if one.distribution == path.name]
     if not rows:
         refuse(
-            f"{what} registers nothing that a kit checks",
-            "; ".join([*lines, *broken]) or "name a plugin, or FILE.py",
+            f"{what} registers nothing that a kit checks, if it is installed",
+            "; ".join([*lines, *broken]) or "name a plugin or an installed package, or FILE.py",
         )
     lines += [f"broken: {text}" for text in broken]
     facts = {"plugins": rows, "broken": broken}

@@ -273,9 +273,7 @@ def choice(tuning: CellTable, shown: CellTable, step: str) -> Iterator[str]:
     places, every = chosen(np.stack([*by.values()]), measure.lower), [*by]
     names = [every[place] for place in places]
     values = np.stack([scored[name][:, at] for at, name in enumerate(names)], 1)
-    found = statistics.interval_text(
-        _mean(values, _of_shares(measure)), percent=bool(measure.percent)
-    )
+    found = statistics.interval_text(_mean(values, measure), percent=bool(measure.percent))
     counts = ", ".join(f"{name} {count}x" for name, count in Counter(names).most_common())
     yield f"chosen by {step} with the other seeds ({counts}): {found} in {shown.headline}"
 
@@ -321,7 +319,7 @@ def _over_seeds(rows: Sequence[Row], measure: Measure, grid: Mapping[str, Array]
     found = list[Row]()
     for row in rows:
         if row.policy in grid:
-            row = replace(row, estimate=_mean(grid[row.policy], _of_shares(measure)))
+            row = replace(row, estimate=_mean(grid[row.policy], measure))
         if own := differences.get(row.policy):
             row = replace(row, difference=own, equal_length={}, win_rate={}, counts="")
         found.append(row)
@@ -333,14 +331,15 @@ def _of_shares(measure: Measure) -> bool:
     return measure.scale is not None and measure.scale.levels == (0.0, 1.0)
 
 
-def _mean(share: Array, of_shares: bool) -> dict[str, Any]:
-    """The mean of values and its interval, that of shares within 0 and 1."""
+def _mean(share: Array, measure: Measure) -> dict[str, Any]:
+    """The mean of values and its interval, within what is possible."""
+    of_shares, scale = _of_shares(measure), measure.scale
     pseudo = np.repeat(RIGHT_AND_WRONG, share.shape[1], 1)
     found = crossed.parts(np.concatenate([share, pseudo]) if of_shares else share)
     half, middle = float(crossed.half_width(crossed.spread(found))), float(found.mean)
     low, high = middle - half, middle + half
-    if of_shares:
-        low, high = max(0.0, low), min(1.0, high)
+    if scale is not None:
+        low, high = max(scale.bounds[0], low), min(scale.bounds[1], high)
     seeds = share.mean(0).tolist()
     return {**_estimate(share, low, high, of_shares), "seeds": seeds}
 
@@ -372,6 +371,9 @@ def _visible(gaps: Array, measure: Measure, metric: str, level: float) -> list[s
     """The smallest difference that the table could see, as a range, because few seeds say little of
     what seeds add; and what lowers it. gaps: [policies, units, seeds].
     """
+    if float(np.abs(gaps).max()) < EQUAL:
+        text = "so it tells none from another: harder prompts or another metric may"
+        return [f"The policies are equal in {metric} at every prompt and seed, {text}."]
     found = crossed.intervals(gaps, _of_shares(measure)).parts
     least, _, most = crossed.visible(found, level)
     prompts, seeds, rest = (float(one.mean()) for one in (found.prompts, found.seeds, found.rest))

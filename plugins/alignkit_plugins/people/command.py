@@ -280,8 +280,12 @@ GROUP BY settler
 
 def greet(store: Store, names: Sequence[str]) -> None:
     """Say how many items wait, and if others are needed than these people."""
+    others = [
+        name
+        for (name,) in store.rows("SELECT DISTINCT annotator FROM effective WHERE kind = 'label'")
+    ]
     for settler, count, wanted in store.rows(WAITING) or store.rows("SELECT '', 0, 0"):
-        what, needs, lacks = "label", f"labels by {wanted} people", wanted > len(names)
+        what, needs, lacks = "label", f"labels by {wanted} people", wanted > len({*names, *others})
         if settler:
             what, needs, lacks = "settle", f"the label of {settler}", settler not in names
         typer.echo(f"items to {what}: {count}; labels go to {store.path}", err=True)
@@ -329,7 +333,7 @@ def report(context: typer.Context, store: StoreFile) -> Result | None:
     tasks: dict[str, Counter[str]] = defaultdict(Counter)
     unused = Counter[str]()
     for entry in entries:
-        why = entry.left_out or "tied" * entry.is_tied
+        why = entry.left_out or "votes tied" * entry.is_tied
         counts = {
             "items": 1,
             "labels": len(entry.votes),

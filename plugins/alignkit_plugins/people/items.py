@@ -23,6 +23,7 @@ from alignkit.data.group import (
 )
 from alignkit.errors import BadRow, did_you_mean
 from alignkit.io.text import listed
+from alignkit.tokens.counts import counted
 from alignkit_plugins.people.labels import TASKS, Label, agrees, check_gold, places
 
 AUTHOR = "author"  # as an origin: the item's author wrote this response
@@ -125,7 +126,8 @@ class Item:
             raise BadRow(f"unknown task {self.task!r}; {did_you_mean(self.task, TASKS, 'tasks')}")
         task, count = TASKS[self.task], len(self.responses)
         if not task.least <= count <= task.most:
-            raise BadRow(f"a {self.task} has {task.least} to {task.most} responses, not {count}")
+            counts = " to ".join(map(str, sorted({task.least, task.most})))
+            raise BadRow(f"the task {self.task} takes {counts}, not {counted(count, 'response')}")
         if self.origins and len(self.origins) != count:
             raise BadRow(f"there are {count} responses, but {len(self.origins)} origins")
         check_group(self.group)

@@ -130,12 +130,15 @@ def plan_card(recipe: Recipe, gib: float) -> tuple[list[StagePlan], list[str]]:
     for plan in plans:
         if plan.peak > plan.room:
             notes.append(f"{plan.name} does not fit: lower first {card.first(plan)}")
+    # Forward and back through all weights; adapters alone need no gradient of the base's
+    learned = (4 if spec.lora else 6) + 2 * spec.activation_checkpointing
     rank = f"LoRA of rank {spec.lora.r}" if spec.lora else "all weights learn"
-    size = f"{spec.base} has {card.parameters / 1e9:.1f} billion weights"
+    size = card.parameters / 1e9
     notes.append(
-        f"computed, not measured, in GiB: {size}; quantization {spec.quantization}, {rank}, rows as "
-        "long as max_length; 1 GiB for CUDA; decodes: responses at once; time: unknown, as nothing "
-        "was timed on such a GPU"
+        f"computed, not measured, in GiB: {spec.base} has {size:.1f} billion weights; quantization "
+        f"{spec.quantization}, {rank}, rows as long as max_length; 1 GiB for CUDA; decodes: responses "
+        f"at once; time: not known, as nothing was timed on such a GPU: a thousand tokens take about "
+        f"{learned * size:.3g} trillion operations to learn, and {2 * size:.3g} to sample"
     )
     return plans, notes
 

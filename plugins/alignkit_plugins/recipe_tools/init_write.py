@@ -35,7 +35,7 @@ from alignkit.evaluation.numbers import number_of
 from alignkit.evaluation.split import fraction, opening
 from alignkit.host.plugins import plugins
 from alignkit.io.digest import cached_snapshot
-from alignkit.io.text import is_dir, is_file
+from alignkit.io.text import exists, is_dir, is_file
 from alignkit.recipe.sources import UnknownFormat, keys_of_split
 from alignkit.recipe.yaml import dump
 from alignkit.runs.fingerprint import RunData
@@ -600,6 +600,14 @@ def named(word: str) -> tuple[str, Path]:
     return (kind, Path(file)) if equals and kind in KINDS else ("", Path(word))
 
 
+def _from(folder: Path, base: str) -> str:
+    """A model's name, or its path from the recipe's folder."""
+    if not exists(Path(base)):
+        return base
+    path = os.path.relpath(Path(base).resolve(), folder.resolve())
+    return path if "/" in path else f"./{path}"  # a plain word is a name
+
+
 def written(
     folder: Path,
     base: str | None,
@@ -642,7 +650,7 @@ def written(
         schema=schema_line(plugins()),
         assumed=assumed,
         name=flow(name),
-        base=base and flow(base),
+        base=base and flow(_from(folder, base)),
         plan=plan,
     )
     return {folder / RECIPE: recipe.encode()}, assumed
