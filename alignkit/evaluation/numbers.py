@@ -113,7 +113,7 @@ _SEVERAL = re.compile(
 )
 _MINUS = re.compile(r"(?<![\d)]\s)\b(?:minus|negative)\s(?=[\d.$])", re.IGNORECASE)
 # What follows a number and is none of its units
-_NEXT = (
+NEXT = (
     "or|and|not|to|times|minus|plus|over|is|are|was|were|in|of|for|per|but|because|so|as|at|on|by|with"
     "|from|if|when|which|that|then|total|each|more|less|left|only|altogether|since|while|the|an|it"
     "|this|we|en|im|ist|sind|es|est|sont|son|de|und|et"
@@ -123,7 +123,7 @@ _AMOUNT = (
     r"(?:[.,/'’\u00a0\u2009\u202f]\d+| \d{3}(?!\d)|(?: and)? \d+/\d+)*(?:[eE][+-]?\d+)?"
     r"(?:[^\W\d_](?![^\W\d_])\w*|[_/][\w/]*)?"
     rf"(?:{_FACTOR})?(?:[^\S\n]?(?:\\?[{_MONEY}%°](?:[CF]\b)?"
-    rf"|(?!\d|[是でだ입이])[百千兆조]?[{_TOUCHING}]|(?:(?!(?:{_NEXT})\b){_LETTER}{{2,20}}|(?<=\s)[ghlLmNsVW](?![\w'’])){_PER}))?"
+    rf"|(?!\d|[是でだ입이])[百千兆조]?[{_TOUCHING}]|(?:(?!(?:{NEXT})\b){_LETTER}{{2,20}}|(?<=\s)[ghlLmNsVW](?![\w'’])){_PER}))?"
 )
 _VARIABLE = r"(?<![^\W\d_])(?<![</])[b-zB-HJ-Z](?![^\W\d_])"
 _FUNCTION = (

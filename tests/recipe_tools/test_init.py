@@ -19,7 +19,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import RunData
 from alignkit.runs.model_source import locate_model
 from alignkit_plugins.recipe_tools import init_write
-from alignkit_plugins.recipe_tools.init_write import LAST, is_number
+from alignkit_plugins.recipe_tools.init_write import is_number
 from alignkit_plugins.rewards.exact_match import ExactMatch
 from tests.rows import Said, cells, read_json, user
 
@@ -51,6 +51,7 @@ FORMULA  {"question": "What is <#> / 7, said <n>?", "answer": "\\frac{<#>}{7}"}
 HOLES    problem,solution,answer§What is it?,I count.,4§What is that?,I count,
 EQUAL    {"prompt": "Hi", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 1}]}
 RANKED   {"prompt": "Ho", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}
+ONE_TIE  prompt,answer A,answer B,label§One?,x,y,links§Two?,x,y,tie
 TIES     prompt,answer A,answer B,label§One?,x,y,tie§Two?,x,y,tie§Three?,x,y,tie
 WORKED   {"problem": "Of <n>?", "answer": "<#>", "solution": "I count <n+500>."}
 PROMPT   "Talk about <n+300>."
@@ -282,7 +283,7 @@ stages:
     algorithm: grpo
     from: base
     prompts: {path: s.jsonl, part: [0.3, 1], columns: {prompt: question}}
-    reward: {exact_match: {extract: LAST}}
+    reward: {exact_match: {extract: last number}}
     rollout: {samples_per_prompt: 8, max_new_tokens: 64}
     iterations: 10
     prompts_per_iteration: 8
@@ -291,7 +292,7 @@ stages:
   report:
     step: evaluate
     policies: [base, align]
-    metrics: {right: {reward: {exact_match: {extract: LAST}}}}
+    metrics: {right: {reward: {exact_match: {extract: last number}}}}
     prompts: {path: s.jsonl, part: [0, 0.3], columns: {prompt: question}}
     limit: 100
     sampling: {temperature: 0.7, max_new_tokens: 64}
@@ -433,7 +434,6 @@ def test_the_recipe_answers_what_the_data_can(block: str, printed: Said) -> None
     """
     files, _, block = block.partition("$ ")
     words, _, block = block.partition("\n")
-    block = block.replace("LAST", f"'{LAST}'")
     said, which, stages = re.split(r"^(stages.*:)\n", block, maxsplit=1, flags=re.M)
     write(files)
     assert main(["init", *words.split()]) == 0
@@ -449,7 +449,7 @@ def test_the_recipe_answers_what_the_data_can(block: str, printed: Said) -> None
 
 
 def test_the_reward_compares_the_last_number_of_an_answer() -> None:
-    reward = ExactMatch(ExactMatch.Options(extract=LAST))
+    reward = ExactMatch(ExactMatch.Options(extract="last number"))
     for known in ("42", "1,234", "-5", "1/2", ".5"):
         said = [f"First 7, so it is {known} and no more.", "It is 43.", f"**{known}**"]
         group = Group((user("?"),), tuple(map(Response, said)), meta={"answer": known})
@@ -458,6 +458,9 @@ def test_the_reward_compares_the_last_number_of_an_answer() -> None:
         ("150 minutes", "150", "150 hours"),
         ("4000 m", "4000m", "4000 km"),
         ("5%", "5", "6%"),
+        ("7 €", "7 left", "7 dollars"),
+        ("7 €", "€7 remaining", "€8 left"),
+        ("9/2", "4 1/2", "4"),
     ):
         said = [f"It takes 3 and {word} in all." for word in (known, right, wrong)]
         group = Group((user("?"),), tuple(map(Response, said)), meta={"answer": known})
@@ -668,6 +671,7 @@ sums.jsonl SUM 1
 holes.csv HOLES 1
 ties.csv TIES 1
 words.csv WORDS 1
+one_tie.csv ONE_TIE 1
 ranked.jsonl TREE 9
 bad.jsonl BAD 1
 text.jsonl TEXT 1
@@ -712,6 +716,8 @@ ties.csv                                           4  all tied or without a labe
 comma.csv                                          4  'score' must be a number, not '4,5'
 words.csv                                          4  'links' (2), 'rechts' (1); say whether each means
 words.csv                                          4  `alignkit init --labels links=WHICH,rechts=WHICH`
+one_tie.csv                                        4  that are not understood: 'links' (1); say
+one_tie.csv                                        4  help: say first how those rows are to be read
 words.csv --labels links=C                         2  must be 'A', 'B' or 'tie', got 'C'
 demos.jsonl --labels links=A                       2  --labels: no file has labels of two answers
 demos.jsonl --labels links                         2  --labels: 'links' is not NAME=VALUE

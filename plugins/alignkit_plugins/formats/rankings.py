@@ -280,6 +280,9 @@ class LabeledPairs(ColumnFormat):
                 f"whether each means A, B or tie: `alignkit init --labels {quote(means)}`, or in a "
                 "recipe `labels` of `labeled_pairs`. "
             )
+            seen = {text.strip().lower() for text in texts}
+            if unused := [repr(text) for text in self.meant if text not in seen]:
+                self.unknown += f"No row has {', '.join(unused)}, which `labels` names. "
         # A column is a person if there are several, or if it names one
         is_wide = len(layout.label) > 1 or " by " in self._called(*layout.label)[0].lower()
         for row in rows:

@@ -59,7 +59,7 @@ from alignkit_plugins.formats.column_mappings import (
 from alignkit_plugins.formats.rankings import layout_of
 from alignkit_plugins.recipe_tools.options import schema_line
 from alignkit_plugins.report.data_card import row_warnings
-from alignkit_plugins.rewards.exact_match import ExactMatch
+from alignkit_plugins.rewards.exact_match import LAST_NUMBER, ExactMatch
 from alignkit_plugins.text.rows import turns_text
 from alignkit_plugins.text.shown import counts
 from alignkit_plugins.text.spoken import all_turns
@@ -70,8 +70,6 @@ SHARES = (0.2, 0.25, 0.3, 0.35, 0.4)
 LEAST_PAIRS = 200  # half of them teach a reward model something
 TOKENS = 90_000  # all files together: SmolLM2-135M learns this many in ten minutes of two cores
 CHARACTERS = 4  # per token, about
-# Has no group, which would be all that counts
-NUMBER = r"[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)"
 # The first of these kinds that is there decides what is written; which others may be there, too.
 GOALS: Mapping[str, Sequence[str]] = {
     "known-answers": ("demos",),
@@ -82,11 +80,6 @@ GOALS: Mapping[str, Sequence[str]] = {
 }
 COMMAND = "alignkit init"
 MOST_ROWS = 100_000  # rows that show what a file holds
-# With a unit, which must be the known one if there is one; words that often follow a number are none
-LAST = NUMBER + (
-    r"(?:[^\S\n]?(?:[%°][CF]?|(?!(?:and|as|at|because|but|by|for|from|in|is|it|of|on|or|so|to|with)\b)"
-    r"[^\W\d_]{1,20}(?:/[^\W\d_]{1,9})?))?"
-)
 NUMBERS = 0.9  # share of the known answers that makes all be read as numbers
 ASKED = 8  # questions that the base model answers
 LARGE = 3 * 2**30  # bytes of weights that do not answer them in about a minute
@@ -319,6 +312,7 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
     entry = {"path": str(path), **keys, "limit": MOST_ROWS, "on_bad_row": "skip"}
     loaded = RunData(Path).read(data_of({format: entry} if format else entry, COMMAND))
     (source,), groups = loaded.sources, loaded.groups
+    skipped = [row for row in loaded.skipped if not row.left_out]
     rows = {word: list(filter(one.holds, groups)) for word, one in KINDS.items()}
     if len({row.responses[0].label for row in rows["good-and-bad"]}) < 2:
         rows["good-and-bad"] = []  # good ones are demonstrations
@@ -339,6 +333,9 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
         )
         if compared and not counts[most]:
             each = [f"{text}: {compared:,} comparisons, all tied or without a label", *source.notes]
+            if skipped:
+                each.insert(1, f"{len(skipped):,} rows cannot be read; the first is {skipped[0]}")
+                help = "say first how those rows are to be read"
             raise Undecided(f"{'; '.join(each)}\nhelp: {help}")
         ways = " or ".join(columns_ways(kind, path))
         help += f", or say which columns are meant, as in {ways}"
@@ -346,7 +343,6 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
     asked = kind == "known-answers" and source.format == "prompt_only"
     if asked and not all(map(_has_answer, groups)):
         return _read(path, name, kind, "template", {**keys, **ANSWERED})
-    skipped = [row for row in loaded.skipped if not row.left_out]
     bad = list(map(str, skipped))
     if len(bad) > len(groups):
         stored = sum(1 for _ in islice(reader_of(str(path), COMMAND).stored_rows(), MOST_ROWS))
@@ -485,7 +481,7 @@ def read_best(plan: Plan, base: str | None) -> Plan:
     formulas = (numbers or "\\" in "".join(known)) and find_spec("math_verify")
     ways: dict[str, Any] = {"as a whole": "exact_match"}  # the strictest first
     if numbers:
-        ways["by their last number"] = {"exact_match": {"extract": LAST}}
+        ways["by their last number"] = {"exact_match": {"extract": LAST_NUMBER}}
     if formulas:
         ways["by math_verify"] = "math_verify"
     ways["in a sentence"] = {"exact_match": {"within": True}}

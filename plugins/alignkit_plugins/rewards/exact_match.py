@@ -7,9 +7,17 @@ from collections.abc import Sequence
 import alignkit
 from alignkit import DataError, Field, Group
 from alignkit.evaluation import answers
+from alignkit.evaluation.numbers import NEXT
 from alignkit_plugins.rewards.text import SECONDS, OfAnswers, Pattern
 from alignkit_plugins.text.rows import column_of, row_of
 from alignkit_plugins.text.spoken import after_thoughts, answer_in
+
+LAST_NUMBER = "last number"  # an option's name for what follows, which has no group
+# With a unit, which must be the known one if there is one; words that often follow a number are none
+_NUMBER = (
+    r"[-−]?(?:\d+ \d+/\d+|\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)(?:[^\S\n]?(?:[%°][CF]?"
+    rf"|(?!(?:{NEXT}|remaining|now|today)\b)[^\W\d_]{{1,20}}(?:/[^\W\d_]{{1,9}})?))?"
+)
 
 
 class ExactMatch(OfAnswers):
@@ -27,8 +35,8 @@ class ExactMatch(OfAnswers):
         extract: Pattern = Field(
             "",
             (
-                "pattern that finds the answer in the response: its last match, or the "
-                "match's first group; default: the whole response"
+                "pattern that finds the answer in the response: its last match, or the match's "
+                "first group; `last number` finds that with its unit; default: the whole response"
             ),
         )
         within: bool = Field(
@@ -77,6 +85,8 @@ class ExactMatch(OfAnswers):
         answer, pattern = answer_in(text), self.options.extract
         if not pattern:
             return answer
+        if pattern == LAST_NUMBER:
+            pattern = _NUMBER
         matches = list(regex.finditer(pattern, answer, timeout=SECONDS))
         after = after_thoughts(text) or ""
         if not matches and text.endswith(after):
