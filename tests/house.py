@@ -45,10 +45,10 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 202_750
-  alignkit and plugins: 332_550
-  all Python but tests: 441_900
-  tests: 404_200
+  plugins: 203_000
+  alignkit and plugins: 332_800
+  all Python but tests: 442_100
+  tests: 404_400
   schema names: 345
   schema slots: 620
   other files, bytes: 152_850

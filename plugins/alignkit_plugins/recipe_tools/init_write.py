@@ -334,7 +334,7 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
         if compared and not counts[most]:
             each = [f"{text}: {compared:,} comparisons, all tied or without a label", *source.notes]
             if skipped:
-                each.insert(1, f"{len(skipped):,} rows cannot be read; the first is {skipped[0]}")
+                each.append(f"{len(skipped):,} rows cannot be read; the first is {skipped[0]}")
                 help = "say first how those rows are to be read"
             raise Undecided(f"{'; '.join(each)}\nhelp: {help}")
         ways = " or ".join(columns_ways(kind, path))
@@ -598,10 +598,9 @@ def named(word: str) -> tuple[str, Path]:
 
 def _from(folder: Path, base: str) -> str:
     """A model's name, or its path from the recipe's folder."""
-    if not exists(Path(base)):
-        return base
     path = os.path.relpath(Path(base).resolve(), folder.resolve())
-    return path if "/" in path else f"./{path}"  # a plain word is a name
+    here = path if "/" in path else f"./{path}"  # a plain word is a name
+    return here if exists(Path(base)) else base
 
 
 def written(
