@@ -598,9 +598,8 @@ def named(word: str) -> tuple[str, Path]:
 
 def _from(folder: Path, base: str) -> str:
     """A model's name, or its path from the recipe's folder."""
-    path = os.path.relpath(Path(base).resolve(), folder.resolve())
-    here = path if "/" in path else f"./{path}"  # a plain word is a name
-    return here if exists(Path(base)) else base
+    path = os.path.relpath(Path(base).resolve(), folder.resolve() / "..")
+    return f"../{path}" if exists(Path(base)) else base  # a plain word would be a name
 
 
 def written(
