@@ -451,4 +451,6 @@ def find_recipe(name: str | Path, folder: Path = Path()) -> Path:
         return path
     if found := shipped_recipe(str(name)):
         return found
-    refuse(f"no such recipe: {name}", did_you_mean(path.stem, shipped(), "shipped recipes"))
+    near = did_you_mean(path.stem, sorted(map(str, path.parent.glob("*.y*ml"))))
+    ways = near or did_you_mean(path.stem, shipped(), "shipped recipes")
+    refuse(f"no such recipe: {name}", ways)
