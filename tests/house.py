@@ -47,8 +47,8 @@ HOUSE = yaml.safe_load("""
 budgets:
   plugins: 203_000
   alignkit and plugins: 332_800
-  all Python but tests: 442_100
-  tests: 404_400
+  all Python but tests: 442_200
+  tests: 404_500
   schema names: 345
   schema slots: 620
   other files, bytes: 152_850
