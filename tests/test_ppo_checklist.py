@@ -749,6 +749,7 @@ def test_scores_are_held_on_both_sides() -> None:
     ppo = new(PPO, **{**PLAIN, "lam": 1.0}, score_clip=1.5)
     found = ppo.signal(rollouts(rewards=torch.tensor([-9.0, 0.5, 9.0])))["returns"][:, 0]
     assert found.tolist() == pytest.approx([-1.5, 0.5, 1.5])
+    assert ppo.metrics["scores_clipped"] == pytest.approx(2 / 3)
 
 
 def test_entropy_has_a_gradient_where_it_is_a_bonus() -> None:

@@ -211,6 +211,9 @@ class PPO(ByToken):
             "return": float(F.masked_mean(returns, mask)),
             "explained_variance": _explained_variance(rollouts.old_values[mask], returns[mask]),
         }
+        if o.score_clip is not None and len(rollouts.rewards):
+            beyond = rollouts.rewards.abs() > o.score_clip  # there, scores are all equal
+            self.metrics["scores_clipped"] = float(beyond.float().mean())
         if o.kl_target is not None:
             # The next iteration uses it; these rewards have been paid with the present one.
             self.state["kl_coefficient"] = self._adapted(kl_coefficient, rollouts)

@@ -38,7 +38,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "KL to the reference, nats": ("kl",),
     "Entropy, nats per token": ("entropy", "sampled_entropy"),
     "Share of truncated responses": ("truncated",),
-    "Clipped": ("clip_fraction", "value_clip_fraction"),
+    "Clipped": ("clip_fraction", "value_clip_fraction", "scores_clipped"),
     "Explained variance": ("explained_variance",),
     "Scores": ("score/*",),
     "Gold": ("gold",),
