@@ -83,5 +83,5 @@ def test_a_path_of_an_override_starts_where_it_is_typed(here: Path) -> None:
 def test_a_recipe_next_to_a_wrong_name_is_named(tmp_path: Path) -> None:
     (tmp_path / "support.yaml").touch()
     for name in ("support.yml", "suport.yaml"):
-        with pytest.raises(RecipeError, match="did you mean '.*support.yaml'"):
+        with pytest.raises(RecipeError, match=r"did you mean '.*support\.yaml'"):
             find_recipe(name, tmp_path)

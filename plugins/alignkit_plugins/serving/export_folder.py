@@ -82,6 +82,11 @@ def write(model: Model, out: Path, merge: bool, license: str | None) -> list[str
     with replace_folder(out) as new:
         if as_adapter:
             notes = _write_adapter(model.folder, new, base_name, spec.quantization)
+            if not on_hub(base):
+                text = (
+                    "is not on the hub, so only alignkit finds it; others load what --merge writes"
+                )
+                notes.append(f"its base {base_name} {text}")
         else:
             dtype = _dtype(spec, base_folder)
             notes = write_model(model.folder, new, base, spec, dtype, tokenizer, ends)
