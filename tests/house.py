@@ -45,9 +45,9 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 203_000
-  alignkit and plugins: 332_800
-  all Python but tests: 442_200
+  plugins: 203_100
+  alignkit and plugins: 332_900
+  all Python but tests: 442_300
   tests: 404_500
   schema names: 345
   schema slots: 620
