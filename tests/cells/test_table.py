@@ -188,6 +188,13 @@ def test_intervals_end_where_the_metric_does() -> None:
         if row.policy == "ppo" and row.metric == "right"
     )
     assert mean["high"] == 1.0 and mean["low"] == 0.0
+    for one in cells:  # shares have these bounds also where nothing names them
+        one["evaluations"]["report"]["scores"]["right"]["align"] = [0.0] * 40
+        one["evaluations"]["report"]["measures"]["right"]["scale"].update(
+            levels=[0.0, 1.0], bounds=None
+        )
+    rows = [row for row in table_of(cells, "report").rows if row.policy == "ppo"]
+    assert rows[0].metric == "right" and rows[0].estimate["low"] == 0.0
 
 
 def test_one_seed_has_no_interval_over_seeds() -> None:

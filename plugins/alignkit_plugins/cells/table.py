@@ -339,7 +339,8 @@ def _mean(share: Array, measure: Measure) -> dict[str, Any]:
     half, middle = float(crossed.half_width(crossed.spread(found))), float(found.mean)
     low, high = middle - half, middle + half
     if scale is not None:
-        low, high = max(scale.bounds[0], low), min(scale.bounds[1], high)
+        least, most = (0.0, 1.0) if of_shares else scale.bounds
+        low, high = max(least, low), min(most, high)
     seeds = share.mean(0).tolist()
     return {**_estimate(share, low, high, of_shares), "seeds": seeds}
 
