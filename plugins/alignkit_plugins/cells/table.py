@@ -232,9 +232,8 @@ def apart(
     grids: Grids | None = None,
 ) -> Iterator[str]:
     """How far policies are from another one by a metric, in words. See `compared`."""
-    own = _by(scores, metric)
     for baseline in baselines:
-        for row in compared(own, baseline, names, grids):
+        for row in _by(metric, scores, baseline, names, grids):
             if row.difference:
                 text = statistics.interval_text(row.difference, sign=True, percent=row.percent)
                 yield f"{row.policy} against {baseline}: {text} in {metric}, not adjusted"
@@ -246,21 +245,23 @@ def _best(
     """The policy that is clearly better than each other one by a metric, if there is one (Hsu 1984,
     "Constrained simultaneous confidence intervals for multiple comparisons with the best").
     """
-    own, gains = _by(scores, metric), dict[str, float]()
-    for row in compared(own, baseline, names if len(names) > 1 else (), grids):
+    gains = dict[str, float]()
+    for row in _by(metric, scores, baseline, names if len(names) > 1 else (), grids):
         if row.direction:  # compared, and not equal
             gains[row.policy] = row.direction * abs(row.difference["mean"])
     for best in sorted(gains, key=gains.__getitem__)[-1:]:  # no other one can be
         others = [name for name in (baseline, *names) if name != best]
-        rows = [row for row in compared(own, best, others, grids) if row.baseline == best]
+        rows = [row for row in _by(metric, scores, best, others, grids) if row.baseline == best]
         worse = [row.difference["p"] for row in rows if row.direction == -1]
         if len(worse) == len(others) and max(worse) * len(rows) < 2 * ERROR:
             yield f"{best} is better than each other policy in {metric}."
 
 
-def _by(scores: Scores, metric: str) -> Scores:
-    """The scores by one metric."""
-    return Scores(scores.measures, [one for one in scores.rows if one.metric == metric])
+def _by(metric: str, scores: Scores, *rest: Any) -> list[Row]:
+    """`compared`, by one metric."""
+    needed = {metric, *scores.measures[metric].parts}
+    own = Scores(scores.measures, [one for one in scores.rows if one.metric in needed])
+    return [row for row in compared(own, *rest) if row.metric == metric]
 
 
 def choice(tuning: CellTable, shown: CellTable, step: str) -> Iterator[str]:

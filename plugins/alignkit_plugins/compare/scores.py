@@ -270,9 +270,7 @@ def compare(
                 policy,
                 metric,
                 measure.kind,
-                statistics.of_share(mean, least=-1.0 if measure.parts else 0.0)
-                if percent
-                else mean,
+                statistics.of_share(mean) if percent and not measure.parts else mean,
                 percent=percent,
                 lower=measure.lower,
                 margin=measure.margin,
@@ -287,7 +285,26 @@ def compare(
                     rows.append(replace(over_base, baseline=BASE_MODEL, win_rate={}, counts=""))
             elif measure.kind != "judge":
                 rows.append(row)
+    written = {(row.policy, row.metric, row.baseline): row for row in rows}
+    for place, row in enumerate(rows):
+        measure = scores.measures.get(row.metric, Measure())
+        if measure.parts:
+            rows[place] = _with_intervals(row, measure, written)
     return rows
+
+
+def _with_intervals(row: Row, measure: Measure, written: Mapping[Any, Row]) -> Row:
+    """A composite's row, with the intervals that follow from those of its metrics, which allow for
+    rates of 0. written: rows by policy, metric and baseline.
+    """
+    parts = list[tuple[float, Row]]()
+    for metric, share in measure.parts.items():
+        parts.append((share, written[row.policy, metric, row.baseline]))
+    whole = statistics.of_sum(row.estimate, [(share, one.estimate) for share, one in parts])
+    if row.percent:
+        whole = statistics.of_share(whole, least=-1.0)
+    apart = [(share, one.difference) for share, one in parts]
+    return replace(row, estimate=whole, difference=statistics.of_sum(row.difference, apart))
 
 
 def _scale_of_values(scores: Iterable[Score]) -> Scale:
