@@ -21,8 +21,8 @@ def choose(
     not end yet; None: all may. ends: [m] the end tokens, on the device. Nothing looks at the
     results, for which a GPU would have to be waited for.
     """
-    scaled = logits if sampling.temperature in (0, 1) else logits / sampling.temperature
-    logprobs = torch.log_softmax(scaled, dim=-1)
+    plain = sampling.temperature in (0, 1)
+    logprobs = torch.log_softmax(logits if plain else logits / sampling.temperature, dim=-1)
     if sampling.temperature == 0:
         chosen = _forbid_ends(logits, early, ends).argmax(dim=-1)
     else:
@@ -41,7 +41,9 @@ def inverse_cdf(weights: Tensor, draws: Tensor) -> Tensor:
         return inverse_cdf(weights.cpu(), draws.cpu()).to(weights.device)
     draws = draws.to(weights.device)
     count, size = weights.shape
-    blocks = F.pad(weights, (0, -size % BLOCK)).view(count, -1, BLOCK)
+    # padding by nothing would copy
+    padded = F.pad(weights, (0, -size % BLOCK)) if size % BLOCK else weights
+    blocks = padded.reshape(count, -1, BLOCK)
     cumulative = blocks.sum(dim=-1).double().cumsum(dim=-1)  # [n, blocks]
     target = draws[:, None] * cumulative[:, -1:]
     block = torch.searchsorted(cumulative, target, right=True).clamp_(max=_last(cumulative))
