@@ -142,7 +142,9 @@ def test_cells_share_what_does_not_vary_and_make_one_table(
     (folder / "max_steps=1.json").write_text(json.dumps(one))
     assert main(["show", "runs/many"]) == 4
     # Parts run some of the cells, which are complete already
-    assert main([*words, "--part", "2/2"]) == 4 and main([*words, "--part", "3/2"]) == 2
+    said()
+    assert main([*words, "--part", "2/2"]) == 4 and "max_steps=2: unchanged (1/1)\n" in said()
+    assert main([*words, "--part", "3/2"]) == 2
 
 
 def test_what_a_cell_found_stays_until_it_is_computed_again(recipe: Path) -> None:

@@ -146,8 +146,12 @@ def _run(
                     done = process.cell
                     facts = {"place": done.place, "values": done.values, "base": base}
                     row = {**facts, **row_of(recipes[address], process.folder)}
+                    before = row_file.read_bytes() if row_file.is_file() else b""
                     write_checked(row_file, row)
-                    reporter.say(f"{address}: done ({count}) in {process.took}")
+                    if row_file.read_bytes() == before:
+                        reporter.say(f"{address}: unchanged ({count})")
+                    else:
+                        reporter.say(f"{address}: done ({count}) in {process.took}")
             time.sleep(WAIT)
     except BaseException as error:
         for process in running.values():
