@@ -2,7 +2,7 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own
 line. WHAT is one of `recipe`, `model`, `lora`, `settings`, `rollout`, `mix`, `data`, `metrics`,
-`server`, `recipes`, `families`, `formats`, `fields`, `migrate`, `methods`, `data sets`, `outcomes`,
+`server`, `recipes`, `families`, `formats`, `fields`, `migrate`, `methods`, `data sets`, `outcomes`, `gemma`,
 `results` and a machine of `benchmarks/results.json`, `what fits`, `commands`, `exit codes`,
 `events`, `silent bugs`, a kind and a name (`algorithm ppo`), a kind and several names, which then
 have captions (`reward min product`), `example` and a kind for the module that
@@ -110,6 +110,7 @@ def part(what: str) -> str:
         "data sets": data_set_table,
         "families": families,
         "outcomes": outcomes,
+        "gemma": gemma,
         "seeds": seeds_needed,
         "what fits": what_fits,
         "commands": lambda: str(script("docs", "command_reference").commands()),
@@ -281,18 +282,38 @@ def outcomes() -> str:
     says.
     """
     folder = ROOT / "benchmarks" / "outcomes"
-    report, facts = report_of([folder])
-    table = next(block for block in report.blocks if isinstance(block, Table))
-    (evaluation,) = facts["evaluations"].values()
-    notes = [f"- {note.rstrip('.')}." for note in (*evaluation["notes"], VARY)]
+    scores, rows, notes = found_in(folder)
     methods = yaml.safe_load((folder / "methods.yaml").read_text(encoding="utf-8"))
     counts = Counter(file.stem.partition("methods=")[2] for file in (folder / "cells").iterdir())
     if left := [f"`{name}`" for name in methods if not counts[name]]:
         notes.append(f"- **Being computed:** {', '.join(left)}.")
     if (seeds := max(counts.values())) < SEEDS:
         notes.append(f"- **{seeds} of {SEEDS} planned seeds are done**; verdicts may change.")
+    return "\n".join([scores, gains(rows), *notes, ""])
+
+
+def gemma() -> str:
+    """The quick start on Gemma 3 270M, and what the rule in its recipe makes of it."""
+    scores, rows, notes = found_in(ROOT / "benchmarks" / "outcomes" / "gemma")
+    ppo = next(row for row in rows if row.policy == "ppo" and row.difference)
+    gain = interval_text(ppo.difference, sign=True, percent=True)
+    says = "carries over" if ppo.direction == 1 else "does not carry over"
+    verdict = (
+        f"the recipe {says}" if ppo.excludes_zero else "it is not known whether it carries over"
+    )
+    return "\n".join(
+        [f"**By its rule, {verdict}**: PPO gains {gain}.\n", scores, gains(rows), *notes, ""]
+    )
+
+
+def found_in(folder: Path) -> tuple[str, list[Row], list[str]]:
+    """The table of the cells in a folder, the rows that it shows, and what to note of them."""
+    report, facts = report_of([folder])
+    table = next(block for block in report.blocks if isinstance(block, Table))
+    (evaluation,) = facts["evaluations"].values()
+    notes = [f"- {note.rstrip('.')}." for note in (*evaluation["notes"], VARY)]
     scores = f"{markdown(table.columns, table.rows)}\n\\{table.note}\n"
-    return "\n".join([scores, gains(rows_in(evaluation)), *notes, ""])
+    return scores, rows_in(evaluation), notes
 
 
 def seeds_needed() -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from alignkit_plugins.compare.rows import Row, plain
 from alignkit_plugins.report import screen
+from alignkit_plugins.report.diagnosis import diagnosis
 from alignkit_plugins.report.document import chosen
 from alignkit_plugins.report.facts import Stage
 from tests.rows import cells
@@ -107,6 +108,11 @@ def test_a_screen_where_much_is_told() -> None:
         "samples": [{**sample, "answers": answers}],
     }
     assert screen.screen(facts) == SCREEN.rstrip()
+    # A sentence of one stage is whole, with its number
+    course = [{"iteration": at, "approx_kl": 0.4 * (at == 1)} for at in (1, 2)]
+    (sentence,) = diagnosis([{**row, "response_tokens": 9} for row in course], {})
+    facts["stages"] = [{**stage, "diagnosis": [sentence]}]
+    assert " ".join(screen.screen(facts).split()).startswith(f"sft: {sentence} C is better")
 
 
 @pytest.mark.parametrize(

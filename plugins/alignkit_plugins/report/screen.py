@@ -50,7 +50,10 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
             last = _wrapped(f"Warning: {one['text']}", OF_WARNING)
     if command := facts["next"]["told"] or facts["next"]["chat"]:
         last += _wrapped(f"next: {command}", OF_WARNING)
-    weak = [cut(line, WIDTH, MORE) for line in weak[:OF_STAGES]]
+    if len(weak) < OF_STAGES:
+        weak = [line for text in weak for line in _wrapped(text, OF_WARNING)]
+    else:
+        weak = [cut(line, WIDTH, MORE) for line in weak[:OF_STAGES]]
     free = LINES - _height(weak, last, _numbers(facts, 0, LINES)) - 1
     verdict = _verdict(facts["verdicts"], max(LEAST, min(OF_VERDICT, free)))
     samples = _samples(facts)
