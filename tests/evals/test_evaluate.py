@@ -250,6 +250,7 @@ def whole(folder: Path) -> tuple[Scripted, Any]:
 # The means and intervals are those of scipy on the 39 passages, and a judge's of 34 with a verdict
 TEXT = """\
 1 of 42 prompts repeat the words and columns of others and do not count again
+only the first 40 of 41 prompts (limit: 40)
 intervals are over 39 units: of 40 rows, those with the same words or `group` are one
 sampled with max_new_tokens 9, temperature 0.5, min_new_tokens 2, top_p 0.9, top_k 3, stop ['\\n']
 the KL is biased: it is of all tokens, and samples leave some out (min_new_tokens, top_k, top_p)

@@ -78,7 +78,8 @@ rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
     learned["dpo"] = {"algorithm": "dpo", "data": "pairs.jsonl"}
     of_four = {"policy": "sft", "best_of": 4, "reward": "length"}
     learned["report"] = {**learned["sample"], "step": "evaluate", "policies": ["sft", of_four]}
-    learned["report"] |= {"rewards": ["length"], "kl": False}
+    metrics = {name: {"reward": "length"} for name in ("long", "too")}
+    learned["report"] |= {"metrics": metrics, "kl": False, "limit": 10}
     learned["report"].pop("policy")
     path = write(here, "tiny", **learned)
     first, second, third, fourth, _, scored, dpo, report = planned(capfd, path)
@@ -92,7 +93,7 @@ rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
     # Once, by the reference
     assert work["measured"] == 0 and dpo["work"]["measured"] == dpo["work"]["tokens"] > 0
     assert second["work"]["written"] == 24 * 8 and second["memory"]["cache"] > 0
-    assert report["work"]["written"] == (1 + 4) * 24 * 8 and report["work"]["together"] == 4 * 24
+    assert report["work"]["written"] == (1 + 4) * 10 * 8 and report["work"]["together"] == 4 * 10
     assert third["work"]["rows"] == 0
     online, memory = fourth["work"], fourth["memory"]
     assert online["written"] == 3 * 2 * 4 * 8

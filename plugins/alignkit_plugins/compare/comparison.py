@@ -112,7 +112,10 @@ def prompts_to_compare(
         f"{repeated} of {total} prompts repeat the words and columns of others and do not count "
         "again"
     )
-    return prompts[:limit], [note] * bool(repeated) + units_note(prompts[:limit])
+    notes = [note] * bool(repeated)
+    if limit is not None and limit < len(prompts):
+        notes.append(f"only the first {limit} of {len(prompts)} prompts (limit: {limit})")
+    return prompts[:limit], notes + units_note(prompts[:limit])
 
 
 def checked_prompts(data: StepData, prompts: Any, reward: Any = None) -> list[Group]:

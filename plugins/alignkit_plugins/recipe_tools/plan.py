@@ -267,8 +267,7 @@ class _Planner(Shapes):
             policies = options.policies_to_sample()
             tries = [getattr(one, "best_of", 1) for one in getattr(options, "policies", policies)]
             rows = prompts or work.rows
-            limit = getattr(options, "limit", None) or rows
-            rows = min(rows, limit * max(1, len(getattr(options, "metrics", ()))))
+            rows = min(rows, getattr(options, "limit", None) or rows)
             work.tokens, work.rows = work.tokens * rows // work.rows, rows
             work.new = options.sampling.max_new_tokens
             answers = rows * (getattr(options, "samples_per_prompt", None) or 1)
