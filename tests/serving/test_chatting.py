@@ -96,7 +96,7 @@ def test_each_policy_has_its_own_conversation_with_its_rewards(models: Opened) -
 
 def test_a_new_conversation(models: Opened) -> None:
     talks = session(models, seed=0, system="Be kind.")
-    said(talks, "bread is good", "/reset", "my old friend")
+    said(talks, "bread is good", "/help", "/reset", "my old friend")
     system, asked = Message(role="system", content="Be kind."), user("my old friend")
     answer = assistant(text_of(models, "run-sft", [system, asked], 1))
     assert talks.turns["run-sft"] == [asked, answer]

@@ -71,6 +71,8 @@ class Talk:
                 for turns in self.turns.values():
                     turns.clear()
                 self.say("the conversation is forgotten")
+            elif line.startswith("/") and line[1:].isalpha():  # such as /help
+                self.say(HELP)
             elif line:
                 self.ask(line)
 
