@@ -4,9 +4,12 @@ no file.
 
 from __future__ import annotations
 
+import json
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import RunData
 from alignkit.runs.model_source import locate_model
+from alignkit_plugins.command_line.words import data_of
 from alignkit_plugins.recipe_tools import init_write
 from alignkit_plugins.recipe_tools.init_write import is_number
 from alignkit_plugins.rewards.exact_match import ExactMatch
@@ -405,6 +409,7 @@ faq.csv FAQ 1
 odd.csv ODD 60
 $ demos=faq.csv pairs=odd.csv --columns prompt=Frage,completion=Antwort,chosen=a,rejected=b
 read: faq.csv as 1 conversation (prompt_completion); odd.csv as 119 conversations, 119 pairs (preference)
+odd.csv: 117 of 119 rows repeat others
 held out: nothing, because a report needs 20 conversations that differ, and 40% of these are 1
 stages:
   sft:
@@ -515,6 +520,38 @@ What?,         | k.csv: left out: '{{ answer }}' is empty or false \\(1: row 14\
 Trip 3?,3.0 km | \\(prompt_only\\).held out
 Trip 3?,4 km   | k.csv: warning: 1 with the same question and another known answer, where each .*: row 5 and 14
 """
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"), [("Please write to our help desk, at any time.", True), ("No.", False)]
+)
+def test_what_is_held_out_and_learned_as_well_is_counted(
+    answer: str, says: bool, printed: Said
+) -> None:
+    words, rows = [*map("".join, product("bdfgk", "aeiou", "lmn"))], list[dict[str, str]]()
+    for n in range(120):
+        question = " ".join(random.Random(n).sample(words, 9))
+        rows.append(
+            {
+                "prompt": question,
+                "completion": f"All that {words[n % 75]} says, and {n} more of it."
+                if n % 5
+                else answer,
+            }
+        )
+    lines = [json.dumps(row) for row in (*rows, rows[1])]
+    Path("faq.jsonl").write_text("\n".join(lines))
+    assert main(["init", "faq.jsonl"]) == 0
+    shown = printed()
+    assert "1 of 121 rows repeat others" in shown
+    found = re.search(r"; (\d+) of them have an answer, word for word, that is learned", shown)
+    if not says:
+        assert not found
+        return
+    recipe = yaml.safe_load(Path("recipe.yaml").read_text())
+    entry = data_of(recipe["stages"]["report"]["examples"], "here")
+    held_out = RunData(Path).read(entry).groups
+    assert found and int(found[1]) == sum(row.responses[0].text == answer for row in held_out) > 0
 
 
 @pytest.mark.parametrize(("row", "wanted"), cells(ODD))

@@ -79,18 +79,18 @@ def init(
     from alignkit.host.plugins import load_plugins
     from alignkit.recipe.yaml import find_recipe, shipped
     from alignkit_plugins.command_line.words import named_columns
-    from alignkit_plugins.recipe_tools.init_write import named, written
+    from alignkit_plugins.recipe_tools.init_write import written
 
     if listed:
         rows = [(name, summary(path)) for name, path in shipped().items()]
         facts = [{"name": name, "summary": text} for name, text in rows]
         return Result("recipes", facts, lambda: print_table(("name", "what it does"), rows))
     words, place = list(files or ()), Path(folder)
-    if named(folder)[0] or is_file(place):
+    if _named(folder)[0] or is_file(place):
         words, place = [folder, *words], Path()
     load_plugins()
     if words and recipe is None:
-        given, meant = list(map(named, words)), named_columns(labels, "--labels")
+        given, meant = list(map(_named, words)), named_columns(labels, "--labels")
         made, assumed = written(place, base, given, named_columns(columns), meant)
     else:
         if words or base or columns or labels:
@@ -153,3 +153,13 @@ def write_files(files: Mapping[Path, bytes]) -> None:
         reason = (error.strerror or str(error)).lower()
         text = f"cannot write {path}: {reason}\n  help: name another folder"
         raise OutOfResource(text) from error
+
+
+def _named(word: str) -> tuple[str, Path]:
+    """The kind that a word of the command line gives a file, such as `demos=faq.csv`, or an empty
+    one; and the file.
+    """
+    from alignkit_plugins.recipe_tools.init_write import KINDS
+
+    kind, equals, file = word.partition("=")
+    return (kind, Path(file)) if equals and kind in KINDS else ("", Path(word))

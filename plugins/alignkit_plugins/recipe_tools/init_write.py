@@ -58,7 +58,7 @@ from alignkit_plugins.formats.column_mappings import (
 )
 from alignkit_plugins.formats.rankings import layout_of
 from alignkit_plugins.recipe_tools.options import schema_line
-from alignkit_plugins.report.data_card import row_warnings
+from alignkit_plugins.report.data_card import repeats, row_warnings, sentences
 from alignkit_plugins.rewards.exact_match import LAST_NUMBER, ExactMatch
 from alignkit_plugins.text.rows import turns_text
 from alignkit_plugins.text.shown import counts
@@ -364,7 +364,7 @@ def _read(path: Path, name: str, kind: str, format: str, keys: dict[str, Any]) -
         held, _, rest = text.partition(", ")
         if len(rest) > LONG and bad[0].endswith(rest):
             bad[place] = f"{held}, ..."
-    notes = [*source.notes, *row_warnings(groups)]
+    notes = [*source.notes, *row_warnings(groups), *repeats(groups)]
     tied = compared - len(rows["pairs"])
     if kind == "pairs" and tied and "labels in " not in str(source.notes):
         notes.append(f"{tied:,} comparisons are tied or without a label")
@@ -588,12 +588,13 @@ def planned(files: Sequence[DataFile]) -> Plan:
     return Plan(goal, limited, differ=differ)
 
 
-def named(word: str) -> tuple[str, Path]:
-    """The kind that a word of the command line gives a file, such as `demos=faq.csv`, or an empty
-    one; and the file.
-    """
-    kind, equals, file = word.partition("=")
-    return (kind, Path(file)) if equals and kind in KINDS else ("", Path(word))
+def _on_both_sides(plan: Plan) -> int:
+    """Held-out examples with a response, word for word, of an example to learn from."""
+    known, held = set[str](), list[set[str]]()
+    for file in plan.split(plan.files):
+        known.update(*map(sentences, file.part(plan.share)))
+        held += map(sentences, file.part(0, plan.share))
+    return sum(not known.isdisjoint(said) for said in held)
 
 
 def _from(folder: Path, base: str) -> str:
@@ -635,10 +636,9 @@ def written(
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    paragraphs = (
-        texts.get_template("assumed.txt.j2").render(plan=plan, few=FEW_EXAMPLES).split("\n\n")
-    )
-    assumed = [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip()]
+    template, shared = texts.get_template("assumed.txt.j2"), _on_both_sides(plan)
+    said = template.render(plan=plan, few=FEW_EXAMPLES, shared=shared)
+    assumed = [" ".join(one.split()) for one in said.split("\n\n") if one.strip()]
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name).lstrip("._-") or "recipe"
     recipe = texts.get_template(f"{RECIPE}.j2").render(
         schema=schema_line(plugins()),

@@ -19,7 +19,9 @@ from alignkit.recipe.sources import Loaded
 from alignkit_plugins.text.readable import percentage, short
 from alignkit_plugins.text.rows import turns_of_response, turns_text
 from alignkit_plugins.text.shown import counts, readable_turns, shortened
+from alignkit_plugins.text.spoken import all_turns
 
+SENTENCE = 30  # characters that rows do not share by chance
 TURNS = 3  # a sample row shows this many of a prompt, and of what follows it
 OPPOSITE = "the same prompt and the opposite preference"
 OTHER = "the same question and another known answer, where each row keeps its own"
@@ -110,6 +112,22 @@ def row_warnings(groups: Sequence[Group]) -> list[str]:
     for text, rows in found.items():
         lines.append(f"warning: {len(rows):,} with {text}: row {listed(rows)}")
     return lines
+
+
+def repeats(groups: Sequence[Group]) -> list[str]:
+    """How many rows say the same as others, in words; nothing if none does."""
+    said = set[Any]()
+    for group in groups:
+        texts = [turns_text(group.prompt), *map(all_turns, group.responses)]
+        labels = [group.meta.get("answer"), *(one.label for one in group.responses)]
+        said.add((*map(normalized, texts), str(labels), str(resolved_pairs(group))))
+    repeated = len(groups) - len(said)
+    return [f"{repeated:,} of {len(groups):,} rows repeat others"] * bool(repeated)
+
+
+def sentences(group: Group) -> set[str]:
+    """What its responses say, but for words that rows share by chance."""
+    return {text for text in map(all_turns, group.responses) if len(text) >= SENTENCE}
 
 
 def _by_source(loaded: Loaded, groups: Iterable[Group]) -> list[list[Group]]:
