@@ -594,7 +594,7 @@ def _on_both_sides(plan: Plan) -> int:
     for file in plan.split(plan.files):
         known.update(*map(sentences, file.part(plan.share)))
         held += map(sentences, file.part(0, plan.share))
-    return sum(not known.isdisjoint(said) for said in held)
+    return sum(not known.isdisjoint(texts) for texts in held)
 
 
 def _from(folder: Path, base: str) -> str:
@@ -637,8 +637,8 @@ def written(
         trim_blocks=True,
     )
     template, shared = texts.get_template("assumed.txt.j2"), _on_both_sides(plan)
-    said = template.render(plan=plan, few=FEW_EXAMPLES, shared=shared)
-    assumed = [" ".join(one.split()) for one in said.split("\n\n") if one.strip()]
+    text = template.render(plan=plan, few=FEW_EXAMPLES, shared=shared)
+    assumed = [" ".join(one.split()) for one in text.split("\n\n") if one.strip()]
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name).lstrip("._-") or "recipe"
     recipe = texts.get_template(f"{RECIPE}.j2").render(
         schema=schema_line(plugins()),

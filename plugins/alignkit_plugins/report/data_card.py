@@ -116,12 +116,12 @@ def row_warnings(groups: Sequence[Group]) -> list[str]:
 
 def repeats(groups: Sequence[Group]) -> list[str]:
     """How many rows say the same as others, in words; nothing if none does."""
-    said = set[Any]()
+    different = set[Any]()
     for group in groups:
         texts = [turns_text(group.prompt), *map(all_turns, group.responses)]
         labels = [group.meta.get("answer"), *(one.label for one in group.responses)]
-        said.add((*map(normalized, texts), str(labels), str(resolved_pairs(group))))
-    repeated = len(groups) - len(said)
+        different.add((*map(normalized, texts), str(labels), str(resolved_pairs(group))))
+    repeated = len(groups) - len(different)
     return [f"{repeated:,} of {len(groups):,} rows repeat others"] * bool(repeated)
 
 
