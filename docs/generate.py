@@ -295,15 +295,16 @@ def outcomes() -> str:
 def gemma() -> str:
     """The quick start on Gemma 3 270M, and what the rule in its recipe makes of it."""
     scores, rows, notes = found_in(ROOT / "benchmarks" / "outcomes" / "gemma")
-    ppo = next(row for row in rows if row.policy == "ppo" and row.difference)
-    gain = interval_text(ppo.difference, sign=True, percent=True)
-    says = "carries over" if ppo.direction == 1 else "does not carry over"
-    verdict = (
-        f"the recipe {says}" if ppo.excludes_zero else "it is not known whether it carries over"
-    )
-    return "\n".join(
-        [f"**By its rule, {verdict}**: PPO gains {gain}.\n", scores, gains(rows), *notes, ""]
-    )
+    rows = [rows[place] for place in deciding(rows).values()]
+    texts = [
+        f"{row.policy} {interval_text(row.difference, sign=True, percent=True)}" for row in rows
+    ]
+    (ppo,) = (row for row in rows if row.policy == "ppo")
+    verdict = "carries over" if ppo.direction == 1 else "does not carry over"
+    if not ppo.excludes_zero:
+        verdict = "may or may not carry over"
+    first = f"**By its rule, the recipe {verdict}.** Against SFT: {', '.join(texts)}.\n"
+    return "\n".join([first, scores, *notes, ""])
 
 
 def found_in(folder: Path) -> tuple[str, list[Row], list[str]]:
