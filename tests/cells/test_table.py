@@ -195,6 +195,17 @@ def test_intervals_end_where_the_metric_does() -> None:
         )
     rows = [row for row in table_of(cells, "report").rows if row.policy == "ppo"]
     assert rows[0].metric == "right" and rows[0].estimate["low"] == 0.0
+    cells = made({"ppo": lambda seed: ALL if seed else HALF}, 0, 1)
+    for one in cells:  # a composite of shares lies between -1 and 1
+        measures = one["evaluations"]["report"]["measures"]
+        measures["sum"] = {
+            **measures["right"],
+            "parts": {"right": 1.0},
+            "percent": True,
+            "scale": None,
+        }
+    rows = [row for row in table_of(cells, "report").rows if row.policy == "ppo"]
+    assert {row.metric: row.estimate.get("high") for row in rows}["sum"] == 1.0
 
 
 def test_one_seed_has_no_interval_over_seeds() -> None:

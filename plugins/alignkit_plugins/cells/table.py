@@ -339,9 +339,10 @@ def _mean(share: Array, measure: Measure) -> dict[str, Any]:
     found = crossed.parts(np.concatenate([share, pseudo]) if of_shares else share)
     half, middle = float(crossed.half_width(crossed.spread(found))), float(found.mean)
     low, high = middle - half, middle + half
-    if scale is not None:
-        least, most = (0.0, 1.0) if of_shares else scale.bounds
-        low, high = max(least, low), min(most, high)
+    if of_shares or (measure.percent and measure.parts):
+        low, high = max(-1.0 if measure.parts else 0.0, low), min(1.0, high)
+    elif scale is not None:
+        low, high = max(scale.bounds[0], low), min(scale.bounds[1], high)
     seeds = share.mean(0).tolist()
     return {**_estimate(share, low, high, of_shares), "seeds": seeds}
 
