@@ -195,8 +195,10 @@ def _costs(variants: Mapping[str, Cells], names: Mapping[str, Mapping[str, str]]
     """What the stage of each policy took, the means over its cells, and the size of its base where
     bases differ.
     """
-    every = [one["stages"].values() for cells in variants.values() for one in cells]
-    sizes = {stage.get("base_parameters") for stages in every for stage in stages} - {None}
+    sizes = set[Any]()
+    for one in chain(*variants.values()):
+        sizes.update(stage.get("base_parameters") for stage in one["stages"].values())
+    sizes.discard(None)
     for variant, cells in variants.items():
         for policy, name in names[variant].items():
             for fact, (metric, unit) in COSTS.items():

@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from alignkit.data.group import sha256_of
@@ -233,7 +234,7 @@ def alike(rows: Sequence[Any]) -> list[tuple[int, int]]:
 
 @lru_cache(maxsize=4)  # several stages read one file
 def _pairs_of(texts: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
-    copies = Counter(text for row in texts for text in row)
+    copies = Counter(chain(*texts))
     index, pairs = Index(THRESHOLD), dict[tuple[int, int], None]()
     for at, row in enumerate(texts):
         for unit in (Unit(at, text) for text in row if copies[text] <= COMMON):

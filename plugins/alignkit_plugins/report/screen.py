@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -51,7 +52,7 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
     if command := facts["next"]["told"] or facts["next"]["chat"]:
         last += _wrapped(f"next: {command}", OF_WARNING)
     if len(weak) < OF_STAGES:
-        weak = [line for text in weak for line in _wrapped(text, OF_WARNING)]
+        weak = [*chain(*(_wrapped(text, OF_WARNING) for text in weak))]
     else:
         weak = [cut(line, WIDTH, MORE) for line in weak[:OF_STAGES]]
     free = LINES - _height(weak, last, _numbers(facts, 0, LINES)) - 1
