@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain, combinations
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -132,27 +132,6 @@ def of_share(found: Estimate, most: float = 1.0, least: float = 0.0) -> Estimate
     if found["low"] is None or found["high"] is None:
         return found
     return {**found, "low": max(least, found["low"]), "high": min(most, found["high"])}
-
-
-def of_sum(found: Any, parts: Iterable[tuple[float, Mapping[str, Any]]]) -> Any:
-    """An estimate of a weighted sum of independent means, with the interval that follows from
-    theirs: an end is as far away as the root of the squares of the parts' distances (Zou and Donner
-    2008, "Construction of confidence limits about effect measures: a general approach", equation
-    6). It is the estimate itself if a part has no interval.
-
-    parts: each with its weight.
-    """
-    below, above = 0.0, 0.0
-    for weight, part in parts:
-        if part.get("low") is None or part.get("high") is None:
-            return found
-        low, high = sorted(weight * (part[end] - part["mean"]) for end in ("low", "high"))
-        below, above = below + low**2, above + high**2
-    return {
-        **found,
-        "low": found["mean"] - math.sqrt(below),
-        "high": found["mean"] + math.sqrt(above),
-    }
 
 
 def equal(one: float, other: float) -> bool:

@@ -300,11 +300,32 @@ def _with_intervals(row: Row, measure: Measure, written: Mapping[Any, Row]) -> R
     parts = list[tuple[float, Row]]()
     for metric, share in measure.parts.items():
         parts.append((share, written[row.policy, metric, row.baseline]))
-    whole = statistics.of_sum(row.estimate, [(share, one.estimate) for share, one in parts])
+    whole = _of_sum(row.estimate, [(share, one.estimate) for share, one in parts])
     if row.percent:
         whole = statistics.of_share(whole, least=-1.0)
     apart = [(share, one.difference) for share, one in parts]
-    return replace(row, estimate=whole, difference=statistics.of_sum(row.difference, apart))
+    return replace(row, estimate=whole, difference=_of_sum(row.difference, apart))
+
+
+def _of_sum(found: Any, parts: Iterable[tuple[float, Mapping[str, Any]]]) -> Any:
+    """An estimate of a weighted sum of independent means, with the interval that follows from
+    theirs: an end is as far away as the root of the squares of the parts' distances (Zou and Donner
+    2008, "Construction of confidence limits about effect measures: a general approach", equation
+    6). It is the estimate itself if a part has no interval.
+
+    parts: each with its weight.
+    """
+    below, above = 0.0, 0.0
+    for weight, part in parts:
+        if part.get("low") is None or part.get("high") is None:
+            return found
+        low, high = sorted(weight * (part[end] - part["mean"]) for end in ("low", "high"))
+        below, above = below + low**2, above + high**2
+    return {
+        **found,
+        "low": found["mean"] - math.sqrt(below),
+        "high": found["mean"] + math.sqrt(above),
+    }
 
 
 def _scale_of_values(scores: Iterable[Score]) -> Scale:
