@@ -4,6 +4,7 @@ it kept.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from statistics import mean
@@ -13,14 +14,15 @@ import pytest
 
 from alignkit import Group, Response
 from alignkit.cli import main
-from alignkit.io.results import read_checked, write_checked
+from alignkit.io.results import json_lines, read_checked, write_checked
 from alignkit_plugins.cells.earlier import ONE_SEED, changed
-from alignkit_plugins.command_line.find import find, find_result, folders_of
+from alignkit_plugins.command_line.find import find, find_result, folders_of, results_of_stage
 from alignkit_plugins.compare.comparison import short_names
 from alignkit_plugins.compare.rows import Row, rows_in
 from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
+from alignkit_plugins.report.figures import figures_of
 from alignkit_plugins.report.screen import screen
 from tests.rows import cells, prompts, read_rows, run, user, write_recipe, write_rows
 
@@ -106,6 +108,16 @@ def test_the_screen_and_the_report_show_it_and_the_log_says_why(
     log = (swapped / "run.log").read_text(encoding="utf-8")
     for why in ("algorithm: ppo -> rejection_sampling, iterations: 1 -> 2", "align has changed)"):
         assert f"changed since the last run ({why}" in log
+
+
+def test_curves_of_both_results_lie_side_by_side(swapped: Path) -> None:
+    file = results_of_stage(swapped, "align")["align@ppo"] / "metrics.jsonl"
+    kept, (row,) = file.read_bytes(), json_lines(file)
+    lines = [json.dumps({**row, "step": step, "reward": 6.0 + step}) for step in (1, 2)]
+    file.write_text("\n".join(lines))
+    reward = figures_of(facts_of(swapped))["align"][0]
+    file.write_bytes(kept)
+    assert "reward; align@ppo from 7 to 8, align@rejection_sampling from" in reward.words
 
 
 def test_kept_answers_change_no_byte(

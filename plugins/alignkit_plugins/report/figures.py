@@ -14,6 +14,7 @@ from typing import Any
 
 from alignkit.contract.reward import REWARD_KEY
 from alignkit.io.results import json_lines
+from alignkit_plugins.command_line.find import results_of_stage
 from alignkit_plugins.compare.rows import RATED, Row, decides
 from alignkit_plugins.compare.tables import cell
 from alignkit_plugins.report import drawing
@@ -22,6 +23,7 @@ from alignkit_plugins.text.readable import bounds, number
 
 DRAWABLE = 3  # points of rewards against KL
 LARGEST = 1e30  # that is drawn
+CURVES = "metrics.jsonl"
 NOT_METRICS = ("stage", "step", "time")
 BINS = 12  # columns of a histogram
 NORMAL = 1.96  # standard errors to the end of a 95% interval
@@ -69,13 +71,19 @@ def worded(metric: str) -> str:
 
 def figures_of(facts: Mapping[str, Any]) -> dict[str, list[Figure]]:
     """The figures of a run's facts by stage, from the metrics in its folder, the most important
-    first.
+    first. After a swap, the curves of the earlier result lie beside those of the newest.
     """
     found = dict[str, list[Figure]]()
     for stage in facts["stages"]:
         name, folder = stage["name"], Path(facts["run"]["folder"], stage["name"])
-        rows = json_lines(folder / "metrics.jsonl")
-        drawn = of_stage(name, {"": lines_of(rows)})
+        rows = json_lines(folder / CURVES)
+        variants = {"": lines_of(rows)}
+        earlier = results_of_stage(folder.parent, name)
+        for one in facts["cells"]:
+            if one["policy"] == name and one["against"] in earlier:
+                before = json_lines(earlier[one["against"]] / CURVES)
+                variants = {one["against"]: lines_of(before), one["result"]: lines_of(rows)}
+        drawn = of_stage(name, variants)
         samples = histogram(name, sorted(folder.glob("rollouts/*.jsonl")))
         found[name] = [*drawn[:3], *reward_by_kl(name, rows), *samples, *drawn[3:]]
     return found
