@@ -45,7 +45,7 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 203_900
+  plugins: 204_000
   alignkit and plugins: 333_800
   all Python but tests: 443_200
   tests: 405_200

@@ -71,7 +71,7 @@ def worded(metric: str) -> str:
 
 def figures_of(facts: Mapping[str, Any]) -> dict[str, list[Figure]]:
     """The figures of a run's facts by stage, from the metrics in its folder, the most important
-    first. After a swap, the curves of the earlier result lie beside those of the newest.
+    first. After a swap, the curves of the earlier result are in the charts of the newest.
     """
     found = dict[str, list[Figure]]()
     for stage in facts["stages"]:
