@@ -45,10 +45,10 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 204_000
+  plugins: 204_050
   alignkit and plugins: 333_800
   all Python but tests: 443_200
-  tests: 405_200
+  tests: 405_500
   schema names: 345
   schema slots: 620
   other files, bytes: 152_850

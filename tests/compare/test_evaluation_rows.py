@@ -25,7 +25,7 @@ from alignkit_plugins.compare.rows import (
     plain,
     rows_in,
 )
-from alignkit_plugins.compare.scores import Measure, Score, Scores, compare
+from alignkit_plugins.compare.scores import Measure, Scale, Score, Scores, compare
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.compare.verdicts import (
     LONGER_IS_BETTER,
@@ -329,3 +329,16 @@ def test_scores_are_plain_and_meet_at_their_prompt_and_seed() -> None:
     _, row = compare(scores, "sft")
     assert (row.counts, row.percent) == ("2/1/0", True)
     assert row.difference["mean"] == pytest.approx(1 / 3)
+
+
+def test_a_composite_of_the_same_prompts_is_no_surer_than_a_metric_of_them() -> None:
+    """Samples of a prompt are not independent, whatever they are measured by."""
+    right = {"sft": [0.0, 1.0] * 10, "align": [1.0] * 15 + [0.0] * 5}
+    scores = Scores({"sum": Measure(scale=Scale(None), parts={"one": 0.5, "other": 0.5})})
+    for name in ("one", "other"):
+        scores.measures[name] = Measure(scale=Scale((0.0, 1.0)))
+        scores.add(name, right, [(str(at), at) for at in range(20)])
+    scores.combine()
+    rows = {row.metric: row for row in compare(scores, "sft") if row.difference}
+    widths = [row.difference["high"] - row.difference["low"] for row in rows.values()]
+    assert list(rows) == ["sum", "one", "other"] and widths[0] > 0.9 * widths[1]

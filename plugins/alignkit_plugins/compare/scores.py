@@ -308,12 +308,12 @@ def _with_intervals(row: Row, measure: Measure, written: Mapping[Any, Row]) -> R
 
 
 def _of_sum(found: Any, parts: Iterable[tuple[float, Mapping[str, Any]]]) -> Any:
-    """An estimate of a weighted sum of independent means, with the interval that follows from
-    theirs: an end is as far away as the root of the squares of the parts' distances (Zou and Donner
-    2008, "Construction of confidence limits about effect measures: a general approach", equation
-    6). It is the estimate itself if a part has no interval.
+    """An estimate of a weighted sum of means, with its interval widened to the one that follows from
+    theirs if they are independent: an end is as far away as the root of the squares of the parts'
+    distances (Zou and Donner 2008, "Construction of confidence limits about effect measures: a
+    general approach", equation 6). Its own is wider where parts are of the same prompts.
 
-    parts: each with its weight.
+    parts: each with its weight. One without an interval changes nothing.
     """
     below, above = 0.0, 0.0
     for weight, part in parts:
@@ -321,11 +321,10 @@ def _of_sum(found: Any, parts: Iterable[tuple[float, Mapping[str, Any]]]) -> Any
             return found
         low, high = sorted(weight * (part[end] - part["mean"]) for end in ("low", "high"))
         below, above = below + low**2, above + high**2
-    return {
-        **found,
-        "low": found["mean"] - math.sqrt(below),
-        "high": found["mean"] + math.sqrt(above),
-    }
+    low, high = found["mean"] - math.sqrt(below), found["mean"] + math.sqrt(above)
+    if found["low"] is not None:
+        low, high = min(low, found["low"]), max(high, found["high"])
+    return {**found, "low": low, "high": high}
 
 
 def _scale_of_values(scores: Iterable[Score]) -> Scale:
