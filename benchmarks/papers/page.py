@@ -118,15 +118,18 @@ def afterwards(claim: Claim, names: Sequence[str] | None = None) -> str:
     return markdown_table(["computed after the rule, from the same rows", here], lines)
 
 
-def text_of(one: Finding) -> str:
-    """A mean with its interval. An end that would read as 0, and is not, has another digit."""
+def text_of(one: Finding, margin: float = 0.0) -> str:
+    """A mean with its interval. An end that would read as 0 or as the margin, and is not, has another
+    digit.
+    """
     if one.low is None or one.high is None:
         return f"{one.mean:.1e}"
     if min(one.values) == max(one.values):
         return f"{one.mean:.2g} with every seed"
     estimate: Any = {"mean": one.mean, "low": one.low, "high": one.high}
     digits = decimals(estimate)
-    digits += any(end and not round(end, digits) for end in (one.low, one.high))
+    near = [(end - limit) for end in (one.low, one.high) for limit in (0.0, margin, -margin)]
+    digits += any(gap and abs(gap) < 0.5 * 10.0**-digits for gap in near)
     return interval_text(estimate, sign=True, digits=digits)
 
 
@@ -183,7 +186,13 @@ def table(claim: Claim) -> str:
         unit = units.get(test["of"], units["other"])
         quantity = " minus ".join(test[key] for key in ("of", "minus") if key in test)
         result = f"**{one.result}**" + " \\*" * (one.name in bad)
-        line = [name_of(one.name), f"{quantity}; {unit}", one.needs, text_of(one), result]
+        line = [
+            name_of(one.name),
+            f"{quantity}; {unit}",
+            one.needs,
+            text_of(one, test.get("margin", 0.0)),
+            result,
+        ]
         lines.append([*line, range_of(one)])
     tost = f", of TOST {1 - 2 * LEVEL:.0%}" * any("within" in test for test in claim.tests.values())
     header = ["test", "quantity", "needs", f"here, {1 - LEVEL:.0%} for all together{tost}"]

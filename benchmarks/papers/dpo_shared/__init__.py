@@ -25,3 +25,21 @@ def measures(
                 found.setdefault(f"dpo, up to {name}", {})[seed] = own
                 found.setdefault(f"{name}, up to dpo", {})[seed] = other
     return found
+
+
+def after(
+    rows: Sequence[Mapping[str, Any]], rule: Mapping[str, Any]
+) -> dict[str, dict[int, float]]:
+    """The areas that tests compare; and DPO minus PPO up to lower KLs."""
+    found, methods = dict[str, dict[int, float]](), rule["methods"]
+    measured = measures(rows, rule)
+    for name in ("ppo", "ppo_true", "unlikelihood", "coins"):
+        found[f"{methods[name]['name']}: share of the optimal area"] = measured[
+            f"{name}, up to dpo"
+        ]
+    found["DPO, up to PPO: share of the optimal area"] = measured["dpo, up to ppo"]
+    for nats in (0.5, 1, 1.5):
+        both = dpo_frontier.shared(rows, {**rule, "most_kl": nats}, "dpo", "ppo")
+        title = f"DPO minus PPO, up to KL {nats:g}: share of the optimal area"
+        found[title] = {seed: own - other for seed, (own, other) in both.items()}
+    return found
