@@ -93,7 +93,9 @@ rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
     # Once, by the reference
     assert work["measured"] == 0 and dpo["work"]["measured"] == dpo["work"]["tokens"] > 0
     assert second["work"]["written"] == 24 * 8 and second["memory"]["cache"] > 0
-    assert report["work"]["written"] == (1 + 4) * 10 * 8 and report["work"]["together"] == 4 * 10
+    # With the base model's answers
+    assert report["work"]["written"] == (1 + 1 + 4) * 24 * 8
+    assert report["work"]["together"] == 4 * 24
     assert third["work"]["rows"] == 0
     online, memory = fourth["work"], fourth["memory"]
     assert online["written"] == 3 * 2 * 4 * 8
@@ -109,6 +111,20 @@ rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
     text = capfd.readouterr().out
     for said in ("about 0.", "s\n", "learn: without the rows that 'sample' makes"):
         assert said in text
+
+
+def test_an_evaluation_is_of_so_many_different_prompts(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`limit` of them, however many metrics there are."""
+    metrics = {name: {"reward": "length"} for name in ("one", "two")}
+    report = {"step": "evaluate", "policies": ["base"], "prompts": "rows.jsonl", "metrics": metrics}
+    path = write(here, "tiny", report={**report, "sampling": {"max_new_tokens": 8}})
+    rows = (here / "rows.jsonl").read_text("utf-8")
+    (here / "rows.jsonl").write_text(rows * 2, "utf-8")
+    for override, prompts in {"": 24, "stages.report.limit=20": 20}.items():
+        work = planned(capfd, path, *override.split())[0]["work"]
+        assert (work["rows"], work["written"]) == (prompts, prompts * 8)
 
 
 def test_a_plan_is_told_in_times_and_gigabytes() -> None:

@@ -30,6 +30,7 @@ from alignkit.models.memory import MemoryBudget, activation_bytes_per_token
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.sources import DataSource, DataSpec
 from alignkit.runs.run import Run
+from alignkit_plugins.compare.comparison import distinct_prompts
 from alignkit_plugins.text.readable import duration, short
 
 READ = 200  # rows of an entry that are tokenized; more are estimated from these
@@ -259,13 +260,15 @@ class _Planner(Shapes):
         prompts = 0
         for spec in specs(options, DataSpec):
             before = work.rows
-            self._count(work, spec)
+            self._count(work, spec, distinct_prompts)
             if spec == getattr(options, "prompts", None):
                 prompts = work.rows - before
         work.measured = work.tokens
         if isinstance(options, SamplingOptions) and work.rows:
             policies = options.policies_to_sample()
             tries = [getattr(one, "best_of", 1) for one in getattr(options, "policies", policies)]
+            if getattr(options, "base", False) and BASE not in policies:
+                policies, tries = [BASE, *policies], [1, *tries]
             rows = prompts or work.rows
             rows = min(rows, getattr(options, "limit", None) or rows)
             work.tokens, work.rows = work.tokens * rows // work.rows, rows
@@ -276,9 +279,9 @@ class _Planner(Shapes):
             passes = 2 * getattr(options, "kl", False) + _reward_models(options)
             work.measured = (1 + passes) * len(policies) * work.tokens + passes * work.written
 
-    def _count(self, work: Work, spec: DataSpec | None) -> None:
-        """Add the prompts of an entry."""
-        prompts = prompts_of(self._groups(work, spec))
+    def _count(self, work: Work, spec: DataSpec | None, read: Any = prompts_of) -> None:
+        """Add the prompts of an entry. read: those of its groups."""
+        prompts = read(self._groups(work, spec))
         lengths = [len(self.encoder.prompt(one.prompt, one.tools)) for one in _some(prompts)]
         work.rows += len(prompts)
         work.tokens += round(sum(lengths) / max(1, len(lengths)) * len(prompts))
