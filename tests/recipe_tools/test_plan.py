@@ -94,8 +94,8 @@ rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
     assert work["measured"] == 0 and dpo["work"]["measured"] == dpo["work"]["tokens"] > 0
     assert second["work"]["written"] == 24 * 8 and second["memory"]["cache"] > 0
     # With the base model's answers
-    assert report["work"]["written"] == (1 + 1 + 4) * 24 * 8
-    assert report["work"]["together"] == 4 * 24
+    assert report["work"]["written"] == (1 + 1 + 4) * 10 * 8
+    assert report["work"]["together"] == 4 * 10
     assert third["work"]["rows"] == 0
     online, memory = fourth["work"], fourth["memory"]
     assert online["written"] == 3 * 2 * 4 * 8
