@@ -274,6 +274,7 @@ def data_set_table() -> str:
 
 
 SEEDS = 10  # of each method, in the end
+APART = re.compile(r"(.+) against (.+): (.+) in .+, not adjusted\.?")  # a note of a table
 ALONE = 0.025  # in each direction, of a test that is not one of several
 
 
@@ -294,8 +295,8 @@ def outcomes() -> str:
 
 def gemma() -> str:
     """The quick start on Gemma 3 270M, and what the rule in its recipe makes of it."""
-    scores, rows, notes = found_in(ROOT / "benchmarks" / "outcomes" / "gemma")
-    rows = [rows[place] for place in deciding(rows).values()]
+    scores, every, notes = found_in(ROOT / "benchmarks" / "outcomes" / "gemma")
+    rows = [every[place] for place in deciding(every).values()]
     texts = [
         f"{row.policy} {interval_text(row.difference, sign=True, percent=True)}" for row in rows
     ]
@@ -303,8 +304,10 @@ def gemma() -> str:
     verdict = "carries over" if ppo.direction == 1 else "does not carry over"
     if not ppo.excludes_zero:
         verdict = "may or may not carry over"
-    first = f"**By its rule, the recipe {verdict}.** Against SFT: {', '.join(texts)}.\n"
-    return "\n".join([first, scores, *notes, ""])
+    first = f"**By its rule, the recipe {verdict}.** Against SFT: {', '.join(texts)}."
+    if worse := [f"{row.policy} in {row.metric}" for row in every if row.clear == -1]:
+        first += f" Clearly worse: {'; '.join(worse)}."
+    return "\n".join([f"{first}\n", scores, *notes[:-1], ""])
 
 
 def found_in(folder: Path) -> tuple[str, list[Row], list[str]]:
@@ -312,7 +315,14 @@ def found_in(folder: Path) -> tuple[str, list[Row], list[str]]:
     report, facts = report_of([folder])
     table = next(block for block in report.blocks if isinstance(block, Table))
     (evaluation,) = facts["evaluations"].values()
-    notes = [f"- {note.rstrip('.')}." for note in (*evaluation["notes"], VARY)]
+    apart, notes = dict[str, list[str]](), list[str]()
+    for note in (*evaluation["notes"], VARY):
+        if found := APART.fullmatch(note):
+            apart.setdefault(found[2], []).append(f"{found[1]} {found[3]}")
+        else:
+            notes.append(f"- {note.rstrip('.')}.")
+    for name, gains in apart.items():
+        notes.insert(-1, f"- By the headline against {name}, not adjusted: {', '.join(gains)}.")
     scores = f"{markdown(table.columns, table.rows)}\n\\{table.note}\n"
     return scores, rows_in(evaluation), notes
 

@@ -30,8 +30,7 @@ SMALL = 420  # pixels
 LONGEST = 56  # characters of a name in a small figure
 CONTROL = "positive control"
 STORED = """\
-Errors and chances are those of the quick start's PPO (`benchmarks/outcomes/cells`), if each test's gain were what PPO
-gained over SFT."""
+Errors and chances are those of the quick start's PPO against SFT (`benchmarks/outcomes/cells`)."""
 RESULTS = """\
 What is tested has a rule, committed before anything that it shows was computed: what is measured, the margins, a
 positive control, and how each result follows. **Shown here** and **the opposite, here** mean an interval beyond the
@@ -41,10 +40,10 @@ results at most. Rows of best of K and of the claims on heads were computed agai
 that turned out to be a bad one is on its page, with what it cannot show, and not here. Small figures show differences
 in units of a test's margin, with lines at it; TOST asks for an interval between them.
 
-`python -m benchmarks.papers NAME` computes rows that are missing, in one thread and float32, and prints a page's tables
-with all that was computed after the rule. `--verify ROW` computes a row again, and compares bytes; `--folder F` keeps
-what it runs. Pages count computations that were begun, that are void because the rule changed, and that were replaced
-under the same rule: code changed, or they were stopped or timed again.
+`python -m benchmarks.papers NAME` computes rows that are missing, in one thread and float32, and prints a page's
+tables with all that was computed after the rule. `--verify ROW` computes a row again, and compares bytes. Pages count
+computations that were begun, that are void because the rule changed, and that were replaced under the same rule: code
+changed, or they were stopped or timed again.
 """
 
 
