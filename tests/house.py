@@ -45,10 +45,10 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 204_050
-  alignkit and plugins: 333_900
+  plugins: 204_100
+  alignkit and plugins: 334_000
   all Python but tests: 443_900
-  tests: 405_700
+  tests: 405_800
   schema names: 345
   schema slots: 620
   other files, bytes: 152_850

@@ -208,6 +208,18 @@ def test_intervals_end_where_the_metric_does() -> None:
     assert {row.metric: row.estimate.get("high") for row in rows}["sum"] == 1.0
 
 
+def test_scores_that_are_0_or_1_in_some_cells_by_chance_are_no_shares() -> None:
+    cells = made({"ppo": [0.5, *ALL[1:]], "grpo": ALL})
+    for one in cells:
+        binary = "grpo" in one["values"].values()
+        levels = [0.0, 1.0] if binary else None
+        one["evaluations"]["report"]["measures"]["right"]["percent"] = binary
+        one["evaluations"]["report"]["measures"]["right"]["scale"]["levels"] = levels
+    for some in (cells, cells[::-1]):
+        table = table_of(some, "report")
+        assert not table.measure.percent and table.measure.scale.levels is None
+
+
 def test_one_seed_has_no_interval_over_seeds() -> None:
     table = table_of(made({"ppo": ALL}, 3), "report")
     assert table.notes == ["one seed, 3: the intervals are over prompts only"]

@@ -174,8 +174,17 @@ def scores_in(evaluations: Sequence[tuple[Mapping[str, Any], Mapping[str, str], 
     for evaluation, names, seed in evaluations:
         for metric, plain in evaluation["measures"].items():
             own = {name: plain["trained_on"].get(policy) for policy, name in names.items()}
-            known = table.measures.get(metric) or _measure(plain)
-            table.measures[metric] = replace(known, trained_on={**known.trained_on, **own})
+            here = _measure(plain)
+            known = table.measures.get(metric, here)
+            scale = known.scale
+            if scale and here.scale and scale.levels != here.scale.levels:
+                scale = replace(scale, levels=None)  # by chance all scores of one were 0 or 1
+            table.measures[metric] = replace(
+                known,
+                scale=scale,
+                percent=known.percent and here.percent,
+                trained_on={**known.trained_on, **own},
+            )
             table.rows.extend(_scores(evaluation, metric, names, seed))
     table.combine()
     return table
