@@ -146,9 +146,9 @@ def source(claim: Claim) -> str:
     command = f"`python -m benchmarks.papers {claim.name}`"
     if not claim.ruled:
         return f"{command} prints the table."
-    recipe = ""
-    if (RECIPES / f"{claim.name}.yaml").is_file():
-        recipe = f", [recipe](../../recipes/papers/{claim.name}.yaml)"
+    recipe, named = "", [f"{claim.name}.yaml", *claim.rule.get("files", ())]
+    if files := [name for name in named if name.endswith("yaml") and (RECIPES / name).is_file()]:
+        recipe = f", [recipe](../../recipes/papers/{files[0]})"
     rule = f"[Rule](../../benchmarks/papers/{claim.name}/rule.yaml) `{claim.digest[:16]}`{recipe}."
     seeds = seeds_of(claim)
     if not complete(claim):

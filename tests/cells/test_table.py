@@ -6,13 +6,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from alignkit.errors import DataError
-from alignkit_plugins.cells import crossed
+from alignkit.io.results import write_checked
+from alignkit_plugins.cells import crossed, table
 from alignkit_plugins.cells.table import choice, table_of
 from alignkit_plugins.compare.verdicts import verdicts
 from benchmarks.tables import Setting, claims
@@ -369,3 +371,14 @@ def test_a_policy_is_known_by_its_stage_and_by_the_seeds_that_all_have() -> None
         report_of(one)["scores"]["right"]["sft"] = [0.5 + 1e-9 * len(str(one))] * 40
     cells[0]["stages"] = {"sft": {"hash": "of 3"}, "align": {"hash": "another"}}
     assert {row.policy for row in table_of(cells[:3], "report").rows} == {"sft", "ppo", "grpo"}
+
+
+def test_names_of_several_axes_say_of_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    for place, one in enumerate(made({"1e-5": HALF, "2e-5": ALL})):
+        rate, seed = one["values"]["algorithm"], one["values"]["seed"]
+        axes = {"stages.align.learning_rate": rate, "stages.align.iterations": "2"}
+        row = {**one, "values": {"seed": seed, **axes}, "place": place}
+        write_checked(tmp_path / "cells" / f"seed={seed},rate={rate}.json", row)
+    report, _ = table.report_of([tmp_path])
+    assert "seeds 3, 4, 5; policies by learning_rate, iterations" in report.text(200)

@@ -408,7 +408,7 @@ def report_of(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
         for step, one in tables.items():
             made = made._replace(notes=[*made.notes, *choice(one, made, step)])
         tables[stage] = made
-        blocks += _blocks(made, len(cells))
+        blocks += _blocks(made, cells)
         results = list(map(plain, made.rows))
         facts[stage] = {"seeds": made.seeds, "results": results, "notes": made.notes}
     computed = dict[str, list[str]]()  # on which machines -> the stages
@@ -425,10 +425,13 @@ def report_of(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
     return Report(blocks), {**known, "evaluations": facts}
 
 
-def _blocks(found: CellTable, cells: int) -> list[Block]:
+def _blocks(found: CellTable, cells: Cells) -> list[Block]:
     several = len(found.seeds) > 1
     seeds = f"seed{'s' * several} {', '.join(map(str, found.seeds))}"
-    title = f"mean and 95% interval over prompts and seeds: {cells} cells, {seeds}"
+    title = f"mean and 95% interval over prompts and seeds: {len(cells)} cells, {seeds}"
+    axes = [key.rpartition(".")[2] for key in cells[0]["values"] if key != SEED]
+    if len(axes) > 1:  # or a name such as `1e-5, 2` does not say of what
+        title += f"; policies by {', '.join(axes)}"
     texts = list[str]()
     for verdict in verdicts(found.rows):
         shown = [one for one in verdict.sentences if not one.startswith((MORE, UNCLEAR))]
