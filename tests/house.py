@@ -47,8 +47,8 @@ HOUSE = yaml.safe_load("""
 budgets:
   plugins: 204_100
   alignkit and plugins: 334_000
-  all Python but tests: 443_900
-  tests: 405_800
+  all Python but tests: 444_000
+  tests: 405_900
   schema names: 345
   schema slots: 620
   other files, bytes: 152_850
