@@ -30,7 +30,7 @@ SMALL = 420  # pixels
 LONGEST = 56  # characters of a name in a small figure
 CONTROL = "positive control"
 STORED = """\
-Errors and chances are those of the quick start's PPO against SFT (`benchmarks/outcomes/cells`)."""
+Errors and chances are those of the quick start's PPO against SFT on this model."""
 RESULTS = """\
 What is tested has a rule, committed before anything that it shows was computed: what is measured, the margins, a
 positive control, and how each result follows. **Shown here** and **the opposite, here** mean an interval beyond the

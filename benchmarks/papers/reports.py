@@ -62,20 +62,20 @@ def measures(rows: Rows, rule: Mapping[str, Any]) -> dict[str, dict[int, Array]]
     return found
 
 
-def stored() -> Rows:
-    """Rows of the table of methods: the quick start by PPO, whose policies are base, sft and align."""
+def stored(cells: Path = CELLS) -> Rows:
+    """Rows of a table of methods: the quick start by PPO, whose policies are base, sft and align."""
     found = list[Mapping[str, Any]]()
-    for file in sorted(CELLS.glob("*,methods=ppo.json")):
+    for file in sorted(cells.glob("*=ppo.json")):
         cell = json.loads(file.read_text("utf-8"))
         found.append({"seed": cell["seed"], "values": cell["evaluations"]["report"]["scores"]})
     return found
 
 
-def expected(rule: Mapping[str, Any], runs: int) -> dict[str, crossed.Parts]:
+def expected(rule: Mapping[str, Any], runs: int, cells: Path = CELLS) -> dict[str, crossed.Parts]:
     """By test what the quick start's PPO gains over SFT on the test's axis, and how it varies with so
     many seeds.
     """
-    rows = stored()
+    rows = stored(cells)
     known, found = rows[0]["values"].keys(), dict[str, crossed.Parts]()
     axes = {axis: each for axis, each in rule["axes"].items() if each.keys() <= known}
     measured = measures(rows, {"axes": axes})
