@@ -40,10 +40,9 @@ results at most. Rows of best of K and of the claims on heads were computed agai
 that turned out to be a bad one is on its page, with what it cannot show, and not here. Small figures show differences
 in units of a test's margin, with lines at it; TOST asks for an interval between them.
 
-`python -m benchmarks.papers NAME` computes rows that are missing, in one thread and float32, and prints a page's
-tables with all that was computed after the rule. `--verify ROW` computes a row again, and compares bytes. Pages count
-computations that were begun, that are void because the rule changed, and that were replaced under the same rule: code
-changed, or they were stopped or timed again.
+`python -m benchmarks.papers NAME` computes rows that are missing, in one thread and float32, and prints all tables.
+`--verify ROW` computes a row again, and compares bytes. Pages count computations that were begun, that are void
+because the rule changed, and that were replaced because code changed, or they were stopped or timed again.
 """
 
 
@@ -182,19 +181,25 @@ def table(claim: Claim) -> str:
     units, bad, lines = words(claim)["units"], cannot(claim), []
     for one in claim.findings():
         test = claim.tests[one.name]
-        unit = units.get(test["of"], units["other"])
         quantity = " minus ".join(test[key] for key in ("of", "minus") if key in test)
+        if test["of"] in units:
+            quantity += f" (in {units[test['of']]})"
         result = f"**{one.result}**" + " \\*" * (one.name in bad)
         line = [
             name_of(one.name),
-            f"{quantity}; {unit}",
+            quantity,
             one.needs,
             text_of(one, test.get("margin", 0.0)),
             result,
         ]
         lines.append([*line, range_of(one)])
     tost = f", of TOST {1 - 2 * LEVEL:.0%}" * any("within" in test for test in claim.tests.values())
-    header = ["test", "quantity", "needs", f"here, {1 - LEVEL:.0%} for all together{tost}"]
+    header = [
+        "test",
+        f"quantity ({units['other']})",
+        "needs",
+        f"here, {1 - LEVEL:.0%} for all together{tost}",
+    ]
     return markdown_table([*header, "result", "could have shown"], lines)
 
 
