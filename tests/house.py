@@ -46,9 +46,9 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 HOUSE = yaml.safe_load("""
 budgets:
   plugins: 204_100
-  alignkit and plugins: 334_000
-  all Python but tests: 444_000
-  tests: 405_900
+  alignkit and plugins: 334_400
+  all Python but tests: 444_450
+  tests: 406_000
   schema names: 345
   schema slots: 620
   other files, bytes: 152_850

@@ -177,6 +177,25 @@ def test_broken_algorithms_are_reported(message: str) -> None:
     reported(check_algorithm, MISTAKES[message], message)
 
 
+FIRST_PARTY = {one.name: one.implementation for one in plugins().registrations("algorithm")}
+# They learn every response that they are given, or imitate another model.
+WITHOUT_PREFERENCE = {"distillation", "hir", "hir_offline", "lm", "sft", "trl"}
+
+
+@pytest.mark.parametrize("name", sorted(FIRST_PARTY.keys() - WITHOUT_PREFERENCE))
+def test_a_loss_of_the_other_sign_is_reported(name: str) -> None:
+    algorithm = FIRST_PARTY[name]
+
+    def against(self: Algorithm, batch: Batch, out: Outputs) -> Loss:
+        terms = algorithm.loss(self, batch, out)
+        return Loss(
+            **{key: replace(term, coefficient=-term.coefficient) for key, term in terms.items()}
+        )
+
+    check_algorithm(algorithm)
+    reported(check_algorithm, broken(algorithm, loss=against), "against rewards, pairs or labels")
+
+
 def test_an_entropy_is_asked_for_in_words_that_exist() -> None:
     with pytest.raises(ValueError, match="'report'"):
         Needs(entropy="report")  # type: ignore[arg-type]

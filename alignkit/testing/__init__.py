@@ -19,6 +19,7 @@ global batch) on the model `tiny` in float32 on the CPU, in about a second. In t
 | signal | tensors [responses, tokens] or [responses], finite for what counts |
 | state | is JSON before and after, and survives saving and loading |
 | finite | losses and gradients are finite, and something is learned |
+| direction | better responses (by rewards, pairs or labels) do not become less likely: no wrong sign |
 | determinism | the same batch has the same numbers; what the algorithm remembers is in `state` |
 | micro-batches | one micro-batch or many: memory must not change what is learned |
 | order | of groups has no effect |

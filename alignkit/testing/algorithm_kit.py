@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignkit import functional as F
 from alignkit.contract.algorithm import ADVANTAGES, Algorithm, SelectContext, Skip, Source, Trains
-from alignkit.contract.batch import Batch, Outputs
+from alignkit.contract.batch import Batch, Loss, Outputs, per_response
 from alignkit.contract.reward import REWARD_KEY
 from alignkit.contract.settings import Settings
 from alignkit.data.group import Group, responses_of
@@ -42,6 +43,8 @@ GARBAGE = 20.0
 LONGEST = 256  # tokens of a prompt with a response
 ROLE, BEFORE, VALUE, VALUE_BEFORE = "checked", "before", "value", "value-before"
 GRADIENTS = ("the gradient", "the value gradient")
+# Cosine with the gradients of `Prefer`: at least -0.17 for each algorithm of alignkit
+AGAINST = -0.3
 
 SAME = "a loss must not draw random numbers, and what it remembers belongs in `state`"
 RESUMED = "a resumed run would lose it; what `signal` remembers belongs in self.state"
@@ -52,6 +55,11 @@ MICRO = (
 ORDER = "use batch.group_index and batch.pairs, not positions in the batch"
 MASK = (
     "sums and means over tokens must use batch.mask (functional.sum_tokens, functional.masked_mean)"
+)
+
+SIGN = (
+    "better responses become less likely or have lower scores: look for a wrong sign, or for "
+    "better and worse in the wrong places"
 )
 
 Numbers = dict[str, Tensor]  # logged numbers and gradients, or advantages, each as one vector
@@ -137,7 +145,7 @@ class AlgorithmCheck:
             return
         examples = self._selected(algorithm, groups, rollouts)
         if examples.groups:
-            self._check_loss(algorithm, examples)
+            self._check_loss(algorithm, examples, rollouts if self.rollouts else examples)
         else:
             self.problems.append(
                 "`select` and `needs` leave none of the example groups: pass others as `groups`"
@@ -241,9 +249,9 @@ class AlgorithmCheck:
         cause = "what `signal` remembers outside of `state`"
         self._compare(cause, resumed, _counted(algorithm, later), RESUMED)
 
-    def _check_loss(self, algorithm: Algorithm, examples: Examples) -> None:
-        """Check the gradient of a global batch, and of variants that must have the same
-        gradient.
+    def _check_loss(self, algorithm: Algorithm, examples: Examples, data: Examples) -> None:
+        """Check the gradient of a global batch: that of variants must be the same, and it must not
+        turn against all that there is to learn from.
         """
         state = copy.deepcopy(algorithm.state)
         probe = Probe(self.model, algorithm, Settings(), ROLE, self.value_role)
@@ -271,12 +279,28 @@ class AlgorithmCheck:
         self._compare("a second pass over the same batch", expected, gradient(examples), SAME)
         if self.problems:
             return
+        self._check_direction(expected[GRADIENTS[0]], data)
         spoiled = gradient(GarbageExamples.of(examples), garbage=True)
         self._compare(
             "cutting the batch into micro-batches", expected, gradient(examples, budget=1), MICRO
         )
         self._compare("the order of groups", expected, gradient(turned(examples)), ORDER)
         self._compare("garbage outside the mask", expected, spoiled, MASK)
+
+    def _check_direction(self, gradient: Tensor, data: Examples) -> None:
+        """Compare the gradient with those that make preferred responses likelier, by the sum and by
+        the mean over tokens.
+        """
+        cosines = []
+        for reduce in (F.sum_tokens, F.mean_tokens):
+            prefer = (PreferByScore if self.scores else Prefer)(Prefer.Options())
+            prefer.reduce, prefer.paired = reduce, self.needs.pairs
+            other = Probe(self.model, prefer, Settings(), ROLE, None).gradient(data)[GRADIENTS[0]]
+            cosines.append(float(torch.cosine_similarity(gradient, other, dim=0)))
+        if (mean := sum(cosines) / len(cosines)) < AGAINST:
+            self.problems.append(
+                f"the gradient is against rewards, pairs or labels (cosine {mean:.2f}): {SIGN}"
+            )
 
     def _compare(self, cause: str, expected: Numbers, actual: Numbers, help: str) -> None:
         """Add one line that lists everything that differs."""
@@ -321,6 +345,43 @@ def counted_advantages(examples: Examples) -> Numbers:
     for name, values in batch.signals.items():
         advantages[f"signal '{name}'"] = values[batch.mask] if values.dim() == 2 else values
     return advantages
+
+
+class Prefer(Algorithm):
+    """Makes responses likelier that data prefer to others, and the others less likely: by rewards
+    within a group, by pairs, or by labels. Where these are equal, it has no gradient.
+    """
+
+    reduce: Callable[[Tensor, Tensor], Tensor]
+    paired: bool
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        return Loss(prefer=per_response(-self.preference(batch) * self.strength(batch, out)))
+
+    def strength(self, batch: Batch, out: Outputs) -> Tensor:
+        """What the preferred responses shall have more of: [R]."""
+        return self.reduce(out.logprobs, batch.mask)
+
+    def preference(self, batch: Batch) -> Tensor:
+        """How much the data prefer each response: [R]."""
+        if "rewards" in vars(batch):
+            return F.centered_advantages(batch.rewards, batch.group_index)
+        if self.paired:
+            pairs, count = batch.pairs, len(batch.tokens)
+            worse = replace(pairs, p=1 - pairs.p)
+            return pairs.times_better(count) - worse.times_better(count)
+        labels = [response.label for response in responses_of(batch.groups)]
+        values = {None: 0.0, True: 1.0, False: -1.0}
+        return torch.tensor([values[label] for label in labels])
+
+
+class PreferByScore(Prefer):
+    """The same for reward models."""
+
+    trains = Trains.REWARD
+
+    def strength(self, batch: Batch, out: Outputs) -> Tensor:
+        return out.scores
 
 
 class Probe(Learner):
