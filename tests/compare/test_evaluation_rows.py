@@ -163,6 +163,19 @@ def test_a_base_model_that_compares_with_itself_is_chance() -> None:
         assert table(rows).rows == [[PAIRS, "chance", "70% [60, 80]"]]
 
 
+def test_a_loss_where_the_better_one_is_shorter_is_not_one_of_all_pairs() -> None:
+    rows = list[Row]()
+    for metric, difference in ((PAIRS, UNCLEAR), (SHORTER_IS_BETTER, DOWN)):
+        base, align = (replace(row, metric=metric, percent=True) for row in summary(f"{PAIRS} +"))
+        rows += [
+            replace(base, estimate={"mean": 0.5, "n": 20}),
+            replace(align, difference=estimate(difference)),
+        ]
+    assert text(rows).startswith(
+        "align orders held-out pairs where the better one is shorter worse"
+    )
+
+
 def three(p: float, others: float, policies: tuple[str, ...] = ("align",)) -> list[Row]:
     """Three metrics that nobody learned from, the first with p and the others with another p."""
     rows = []

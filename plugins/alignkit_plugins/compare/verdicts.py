@@ -156,7 +156,9 @@ def _headline(row: Row, rows: Sequence[Row]) -> str:
     if any((one.policy, one.metric) == (baseline, row.metric) and one.chance for one in rows):
         how = {1: "better", -1: "worse"}.get(row.clear or 0, "not clearly better")
         share = interval_text(row.estimate, percent=True)
-        return f"{policy} orders held-out pairs {how} than chance: {share} are right."
+        _, _, which = row.metric.partition(", better is ")
+        where = which and f" where the better one is {which}"
+        return f"{policy} orders held-out pairs{where} {how} than chance: {share} are right."
     if not row.clear:
         return f"No clear difference between {policy} and {baseline} in {text}."
     for one in rows:
