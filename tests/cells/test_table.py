@@ -166,7 +166,7 @@ def test_variants_of_the_only_policy_are_compared_with_the_first() -> None:
     for one in map(report_of, cells):
         one.update(baseline=None, policies=["align"])
         one["scores"]["right"].pop("sft")
-        one["measures"]["right"]["scale"]["levels"] = None
+        one["measures"]["right"] |= {"scale": None, "percent": False}
     table = table_of(cells, "report")
     (row,) = (row for row in table.rows if row.baseline)
     assert (row.policy, row.baseline, row.clear) == ("grpo", "ppo", 1)
@@ -220,6 +220,16 @@ def test_scores_that_are_0_or_1_in_some_cells_by_chance_are_no_shares() -> None:
     for some in (cells, cells[::-1]):
         table = table_of(some, "report")
         assert not table.measure.percent and table.measure.scale.levels is None
+
+
+@pytest.mark.parametrize("values", [ALL, [0.0, *ALL[1:]], [0.9, *ALL[1:]]])
+def test_a_share_without_a_scale_ends_at_all(values: list[float]) -> None:
+    """As of held-out pairs, whose baseline has neither right nor wrong ones."""
+    cells = made({"ppo": values})
+    for one in cells:
+        report_of(one)["measures"]["right"]["scale"] = None
+    estimate = rows_of(cells)["ppo", "right"].estimate
+    assert 0.5 < estimate["low"] < estimate["mean"] <= estimate["high"] <= 1.0
 
 
 def test_one_seed_has_no_interval_over_seeds() -> None:

@@ -336,12 +336,13 @@ def _of_shares(measure: Measure) -> bool:
 
 def _mean(share: Array, measure: Measure) -> dict[str, Any]:
     """The mean of values and its interval, within what is possible."""
-    of_shares, scale = _of_shares(measure), measure.scale
+    scale, is_share = measure.scale, measure.percent and not measure.parts
+    of_shares = _of_shares(measure) or (is_share and bool(np.isin(share, (0.0, 1.0)).all()))
     pseudo = np.repeat(RIGHT_AND_WRONG, share.shape[1], 1)
     found = crossed.parts(np.concatenate([share, pseudo]) if of_shares else share)
     half, middle = float(crossed.half_width(crossed.spread(found))), float(found.mean)
     low, high = middle - half, middle + half
-    if of_shares or (measure.percent and measure.parts):
+    if of_shares or measure.percent:
         low, high = max(-1.0 if measure.parts else 0.0, low), min(1.0, high)
     elif scale is not None:
         low, high = max(scale.bounds[0], low), min(scale.bounds[1], high)
