@@ -432,6 +432,8 @@ class Decoder:
             self.model.should_stop()
             ahead = 1 if self.request.wrote is not None else self.decoding.ahead
             tokens = self.write(self.slots, self.logits, ahead)
+            # It may be large, so it must not wait for the next one
+            self.logits = self.logits.new_zeros(0, self.logits.shape[1])
             if any(slot.active for slot in self.slots):
                 # The token just appended is read next; as positions count from 0, its position is
                 # the length minus 1.

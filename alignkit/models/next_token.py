@@ -9,6 +9,7 @@ from torch import Tensor
 from alignkit.contract.settings import Sampling
 
 BLOCK = 256  # tokens of the vocabulary that `inverse_cdf` first adds up
+HELD = 2**23  # logits of which copies are held at a time
 
 
 def choose(
@@ -19,8 +20,24 @@ def choose(
 
     logits: [n, vocabulary] fp32. draws: [n] fp64, uniform in [0, 1). early: [n] bool, slots that may
     not end yet; None: all may. ends: [m] the end tokens, on the device. Nothing looks at the
-    results, for which a GPU would have to be waited for.
+    results, for which a GPU would have to be waited for. A GPU takes all slots at once, as it waits
+    for each operator to start.
     """
+    count, vocabulary = logits.shape
+    rows = count if logits.is_cuda else max(1, HELD // vocabulary)
+    chosen, logprobs = list[Tensor](), list[Tensor]()
+    for start in range(0, count, max(1, rows)):
+        part = slice(start, start + rows)
+        own_early = None if early is None else early[part]
+        found = _choose(logits[part], draws[part], sampling, own_early, ends)
+        chosen.append(found[0])
+        logprobs.append(found[1])
+    return torch.cat(chosen), torch.cat(logprobs)
+
+
+def _choose(
+    logits: Tensor, draws: Tensor, sampling: Sampling, early: Tensor | None, ends: Tensor
+) -> tuple[Tensor, Tensor]:
     plain = sampling.temperature in (0, 1)
     logprobs = torch.log_softmax(logits if plain else logits / sampling.temperature, dim=-1)
     if sampling.temperature == 0:

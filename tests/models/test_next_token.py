@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor
 
 from alignkit.contract.settings import Sampling
+from alignkit.models import next_token
 from alignkit.models.next_token import choose, inverse_cdf
 from tests.same import same
 
@@ -102,3 +103,21 @@ def test_apples_gpus_compute_no_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
         weights = torch.empty(3, 700, device="mps")
         chosen = inverse_cdf(weights, torch.empty(3, dtype=torch.float64))
     assert chosen.device.type == "mps" and chosen.shape == (3,)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0), Sampling(top_p=0.9)])
+def test_slots_that_are_held_apart_choose_the_same(
+    monkeypatch: pytest.MonkeyPatch, sampling: Sampling
+) -> None:
+    """Each row by itself, with its own draw and its own ban on ends."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(7, 600, generator=generator)
+    draws = torch.rand(7, generator=generator, dtype=torch.float64)
+    ends, early = torch.arange(300), torch.arange(7) % 2 == 0
+    every = []
+    for held in (2**23, 1200, 1):
+        monkeypatch.setattr(next_token, "HELD", held)
+        every.append(choose(logits, draws, sampling, early, ends))
+    for chosen, logprobs in every[1:]:
+        assert torch.equal(chosen, every[0][0]) and torch.equal(logprobs, every[0][1])
+    assert not (every[0][0][early] < 300).any() and (every[0][0][~early] < 300).any()
