@@ -222,6 +222,19 @@ def test_scores_that_are_0_or_1_in_some_cells_by_chance_are_no_shares() -> None:
         assert not table.measure.percent and table.measure.scale.levels is None
 
 
+@pytest.mark.parametrize(("others", "names"), [(1, 1), (40, 2)])
+def test_a_base_model_whose_scores_round_otherwise_is_the_same(others: int, names: int) -> None:
+    cells = made({"ppo": ALL * 3, "grpo": HALF * 3})
+    for one in cells:
+        count = others * ("grpo" in one["values"].values())
+        report = report_of(one)
+        report["policies"] = ["base", "sft", "align"]
+        report["scores"]["right"]["base"] = [1.0] * count + [0.0] * (120 - count)
+        report["prompts"]["right"] = [[f"p{at}", at] for at in range(120)]
+    rows = rows_of(cells)
+    assert len([name for name, metric in rows if "base" in name and metric == "right"]) == names
+
+
 @pytest.mark.parametrize("values", [ALL, [0.0, *ALL[1:]], [0.9, *ALL[1:]]])
 def test_a_share_without_a_scale_ends_at_all(values: list[float]) -> None:
     """As of held-out pairs, whose baseline has neither right nor wrong ones."""

@@ -344,6 +344,23 @@ def test_scores_are_plain_and_meet_at_their_prompt_and_seed() -> None:
     assert row.difference["mean"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("right", range(1, 12))
+def test_a_composite_is_clear_only_where_its_interval_is(right: int, sign: int) -> None:
+    """Its interval may be wider than that of its own values, and then its p is as large."""
+    scores = Scores({"sum": Measure(scale=Scale(None), parts={"one": 1.0, "other": -0.5})})
+    for name, hits in (("one", right), ("other", 1)):
+        scores.measures[name] = Measure(scale=Scale((0.0, 1.0)))
+        own = {"sft": [0.0] * 20, "align": [1.0] * hits + [0.0] * (20 - hits)}
+        if sign < 0:
+            own = {"sft": own["align"], "align": own["sft"]}
+        scores.add(name, own, [(f"{name} {at}", at) for at in range(20)])
+    scores.combine()
+    (row,) = (row for row in compare(scores, "sft") if row.difference and row.metric == "sum")
+    found = row.difference
+    assert (found["p"] < 0.05) == (found["low"] > 0 or found["high"] < 0)
+
+
 def test_a_composite_of_the_same_prompts_is_no_surer_than_a_metric_of_them() -> None:
     """Samples of a prompt are not independent, whatever they are measured by."""
     right = {"sft": [0.0, 1.0] * 10, "align": [1.0] * 15 + [0.0] * 5}

@@ -125,7 +125,7 @@ def evaluated(
 # A judge's values have a prompt won and one lost in addition: t tests of few are wrong if skewed.
 # Samples 2 and 3 are 10 below and above. A composite of the means a and b of three prompts each, a -
 # b / 2, has the variance (s_a^2 + s_b^2 / 4) / 3 and 5 degrees of freedom; its ends are at least as far
-# as the root of the squares of those of a and b / 2. See `lines`.
+# as the root of the squares of those of a and b / 2, and its p follows from them. See `lines`.
 NUMBERS = """
 plain: base helpful | sft | 5 1.073 8.927 6 | -1 - - 6 0.03125 | 0 | 0/6/0 0
 plain: sft helpful |  | 6 2.073 9.927 6 |  |  | 0
@@ -177,7 +177,7 @@ metrics: align first | sft | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 | 0.4385 | 3/0/0 
 metrics: align first | the base model | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 |  | 0
 metrics: align second | sft | 0 0 0.6175 3 | -1 -1 0.1012 3 0.25 | 0.4385 | 3/0/0 0
 metrics: align second | the base model | 0 0 0.6175 3 | 0 -0.5544 0.5544 3 1 |  | 0
-composite: align sum | sft | 0.8333 0.1737 1 6 | 0.8333 -0.2119 1.791 6 0.07559 | 0.4385 | 3/0/3 0
+composite: align sum | sft | 0.8333 0.1737 1 6 | 0.8333 -0.2119 1.791 6 0.1181 | 0.4385 | 3/0/3 0
 composite: align second | sft | 0.3333 0.05627 0.7976 3 | -0.3333 -0.8559 0.4559 3 1 | 0.2065 | 1/0/2 0
 of base: align first | base | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 | 0.4385 | 3/0/0 0
 judged: base judge | sft | 0.58 0.1956 0.9187 5 0.7123 | 0.08 -0.3044 0.4187 0.7123 | 0.15 | 2/2/1 1

@@ -4,11 +4,13 @@ prompts and seeds.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +37,7 @@ OF_A_RUN = (SEED, "trained_on", "scale", "percent")  # parts of these that may d
 RIGHT_AND_WRONG = [[1.0], [1.0], [0.0], [0.0]]  # pseudo-prompts of a share (Agresti and Coull 1998)
 ERROR = (1 - statistics.CONFIDENCE) / 2  # in each direction
 EQUAL = 1e-12  # differences that are rounding
+ROUNDED = 0.01  # difference of a score, and share of the scores that differ by more, of one policy
 UNKNOWN = {"low": None, "high": None}  # an interval of values that are all alike
 LARGE = 0.25  # share of the variance that is the seeds', from which more prompts do not help
 UNCLEAR = "No clear difference in"  # says only which other metrics there are
@@ -165,9 +168,10 @@ def _names(
     name in the first one only; others are called as their variants.
     """
     different = {policies[-1]} if any(variants) else set[str]()
+    first, *others = variants.values()
     for policy in policies:
-        texts = {str(_identity(own, policy, stage)) for own in variants.values()}
-        different |= {policy} if len(texts) > 1 else set()
+        if any(_differs(first, own, policy, stage) for own in others):
+            different.add(policy)
     alone = len(different) == 1 and {BASE, *policies}.isdisjoint(variants)
     names, shared = dict[str, dict[str, str]](), {one: one for one in policies}
     for variant in variants:
@@ -179,21 +183,34 @@ def _names(
     return names
 
 
-def _identity(cells: Cells, policy: str, stage: str) -> list[Any]:
-    """What tells a policy from others, by seed: the key of its stage, or its scores. Scores of the
-    same answers differ by rounding if they were computed next to others.
+def _differs(variant: Cells, other: Cells, policy: str, stage: str) -> bool:
+    """Whether two variants have different policies of a name, by the keys of their stages. One
+    without a stage, such as the base model, differs by its scores, of which a few may differ by
+    rounding: those on other machines, or next to other answers.
     """
-    found = list[Any]()
-    for one in cells:
+    for one, theirs in zip(variant, other, strict=True):
         key = one["stages"].get(policy, {}).get("hash")
-        scores = one["evaluations"][stage]["scores"].values()
-        found.append(key or [own.get(policy) for own in scores])
-    return found
+        if key != theirs["stages"].get(policy, {}).get("hash"):
+            return True
+        scores, others = (own["evaluations"][stage]["scores"] for own in (one, theirs))
+        equal = list[bool]()
+        for metric in scores if key is None else ():
+            ours, own = (found.get(metric, {}).get(policy) or () for found in (scores, others))
+            equal += map(_alike, ours, own)
+        if equal.count(False) > ROUNDED * len(equal):
+            return True
+    return False
+
+
+def _alike(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=ROUNDED, abs_tol=ROUNDED)
 
 
 def _costs(variants: Mapping[str, Cells], names: Mapping[str, Mapping[str, str]]) -> Iterator[Row]:
-    """What the stage of each policy took, the means over its cells, and the size of its base where
-    bases differ.
+    """What the stage of each policy took, the medians over its cells, as a stage takes longer next to
+    other work; and the size of its base where bases differ.
     """
     sizes = set[Any]()
     for one in chain(*variants.values()):
@@ -204,7 +221,7 @@ def _costs(variants: Mapping[str, Cells], names: Mapping[str, Mapping[str, str]]
             for fact, (metric, unit) in COSTS.items():
                 found = [one["stages"].get(policy, {}).get(fact) for one in cells]
                 if None not in found and (metric != SIZE or len(sizes) > 1):
-                    yield Row(name, metric, ANSWERS, {"mean": statistics.mean(found) / unit})
+                    yield Row(name, metric, ANSWERS, {"mean": median(found) / unit})
 
 
 # The comparison
@@ -336,8 +353,9 @@ def _of_shares(measure: Measure) -> bool:
 
 def _mean(share: Array, measure: Measure) -> dict[str, Any]:
     """The mean of values and its interval, within what is possible."""
-    scale, is_share = measure.scale, measure.percent and not measure.parts
-    of_shares = _of_shares(measure) or (is_share and bool(np.isin(share, (0.0, 1.0)).all()))
+    scale, of_shares = measure.scale, _of_shares(measure)
+    if measure.percent and not measure.parts:
+        of_shares = of_shares or bool(np.isin(share, (0.0, 1.0)).all())
     pseudo = np.repeat(RIGHT_AND_WRONG, share.shape[1], 1)
     found = crossed.parts(np.concatenate([share, pseudo]) if of_shares else share)
     half, middle = float(crossed.half_width(crossed.spread(found))), float(found.mean)

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from alignkit.contract.reward import Reward
@@ -20,6 +21,7 @@ from alignkit_plugins.compare.rows import BASE_MODEL, COIN, Row
 
 # In files: the name of a second score, which says who is better at an example
 OUTCOME = "{}, of this example"
+NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
@@ -313,7 +315,8 @@ def _of_sum(found: Any, parts: Iterable[tuple[float, Mapping[str, Any]]]) -> Any
     distances (Zou and Donner 2008, "Construction of confidence limits about effect measures: a
     general approach", equation 6). Its own is wider where parts are of the same prompts.
 
-    parts: each with its weight. One without an interval changes nothing.
+    Its p value is at least the one at which this interval would end at 0. parts: each with its
+    weight. One without an interval changes nothing.
     """
     below, above = 0.0, 0.0
     for weight, part in parts:
@@ -321,10 +324,16 @@ def _of_sum(found: Any, parts: Iterable[tuple[float, Mapping[str, Any]]]) -> Any
             return found
         low, high = sorted(weight * (part[end] - part["mean"]) for end in ("low", "high"))
         below, above = below + low**2, above + high**2
-    low, high = found["mean"] - math.sqrt(below), found["mean"] + math.sqrt(above)
+    mean = found["mean"]
+    low, high = mean - math.sqrt(below), mean + math.sqrt(above)
     if found["low"] is not None:
         low, high = min(low, found["low"]), max(high, found["high"])
-    return {**found, "low": low, "high": high}
+    whole = {**found, "low": low, "high": high}
+    if "p" in found and low < mean < high:
+        distance = mean / (mean - low) if mean > 0 else mean / (mean - high)
+        end = NORMAL.inv_cdf((1 - statistics.CONFIDENCE) / 2)
+        whole["p"] = max(found["p"], 2 * NORMAL.cdf(end * distance))
+    return whole
 
 
 def _scale_of_values(scores: Iterable[Score]) -> Scale:
