@@ -274,7 +274,6 @@ def data_set_table() -> str:
 
 
 SEEDS = 10  # of each method, in the end
-APART = re.compile(r"(.+) against (.+): (.+) in .+, not adjusted\.?")  # a note of a table
 ALONE = 0.025  # in each direction, of a test that is not one of several
 
 
@@ -311,18 +310,14 @@ def gemma() -> str:
 
 
 def found_in(folder: Path) -> tuple[str, list[Row], list[str]]:
-    """The table of the cells in a folder, the rows that it shows, and what to note of them."""
+    """The table of the cells in a folder, the rows that it shows, and what is certain of them."""
     report, facts = report_of([folder])
     table = next(block for block in report.blocks if isinstance(block, Table))
     (evaluation,) = facts["evaluations"].values()
-    apart, notes = dict[str, list[str]](), list[str]()
+    notes = list[str]()
     for note in (*evaluation["notes"], VARY):
-        if found := APART.fullmatch(note):
-            apart.setdefault(found[2], []).append(f"{found[1]} {found[3]}")
-        else:
+        if "not adjusted" not in note:
             notes.append(f"- {note.rstrip('.')}.")
-    for name, gains in apart.items():
-        notes.insert(-1, f"- By the headline against {name}, not adjusted: {', '.join(gains)}.")
     scores = f"{markdown(table.columns, table.rows)}\n\\{table.note}\n"
     return scores, rows_in(evaluation), notes
 

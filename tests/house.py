@@ -45,10 +45,10 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 204_200
-  alignkit and plugins: 334_400
-  all Python but tests: 444_450
-  tests: 406_300
+  plugins: 204_400
+  alignkit and plugins: 334_850
+  all Python but tests: 444_900
+  tests: 406_950
   schema names: 345
   schema slots: 620
   other files, bytes: 152_850

@@ -37,12 +37,12 @@ positive control, and how each result follows. **Shown here** and **the opposite
 margin, and **no clear difference** one that is not, which may still exclude 0; **does not carry over** means that the
 control failed. Only exact results may say **contradicts**. {count} rules with rows, each at 5%, expect {false:g} false
 results at most. Rows of best of K and of the claims on heads were computed again, after results were known. A test
-that turned out to be a bad one is on its page, with what it cannot show, and not here. Small figures show differences
-in units of a test's margin, with lines at it; TOST asks for an interval between them.
+that turned out to be a bad one is on its page only. Small figures show differences in units of a test's margin, with
+lines at it; TOST asks for an interval between them.
 
 `python -m benchmarks.papers NAME` computes rows that are missing, in one thread and float32, and prints all tables.
-`--verify ROW` computes a row again, and compares bytes. Pages count computations that were begun, that are void
-because the rule changed, and that were replaced because code changed, or they were stopped or timed again.
+`--verify ROW` computes a row again, and compares bytes. Pages count computations that were begun, void (the rule
+changed) and replaced (code changed, or they were stopped or timed again).
 """
 
 
@@ -198,7 +198,7 @@ def table(claim: Claim) -> str:
         "test",
         f"quantity ({units['other']})",
         "needs",
-        f"here, {1 - LEVEL:.0%} for all together{tost}",
+        f"here, {1 - LEVEL:.0%} jointly{tost}",
     ]
     return markdown_table([*header, "result", "could have shown"], lines)
 

@@ -182,7 +182,8 @@ def _difference(row: Row, rows: Sequence[Row]) -> str:
         text = f"{name}, which prefers it in {interval_text(row.estimate, percent=True)} of comparisons"
     if row.p is not None and bool(row.clear) != row.excludes_zero:
         count, what = sum(one.p is not None for one in rows), {1: "gains", -1: "losses"}
-        text += f", p {row.difference['p']:.1g} alone, but {row.p:.1g} among {count} possible "
+        alone, among = f"{row.difference['p']:.1g}", f"{row.p:.1g} among {count} possible "
+        text += f", p {alone} alone, {'' if row.clear else 'but '}{among}"
         text += what.get(row.direction, "differences")
     return text
 
