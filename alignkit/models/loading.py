@@ -150,15 +150,19 @@ def dtype_of(spec: ModelSpec, device: torch.device) -> torch.dtype:
 
 def machine(spec: ModelSpec) -> dict[str, str]:
     """What a model's numbers depend on besides its weights: `made_on`, such as `float32 on AVX2
-    with 2 threads`, and the `backend` that computes them.
+    with 2 threads` or `float32 on AVX512 by oneDNN with 1 threads`, and the `backend` that computes
+    them.
     """
     device = device_of(spec.device)
     dtype = dtype_of(spec, device)
-    where = f"{torch.backends.cpu.get_cpu_capability()} with {torch.get_num_threads()} threads"
+    backend, where = chosen(device, dtype), torch.backends.cpu.get_cpu_capability()
+    if backend.library:
+        where += f" by {backend.library}"
+    where += f" with {torch.get_num_threads()} threads"
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     made_on = f"{dtype} on {where}".removeprefix("torch.")
-    return {"made_on": made_on, "backend": chosen(device, dtype).label}
+    return {"made_on": made_on, "backend": backend.label}
 
 
 def load_network(

@@ -12,7 +12,7 @@ import yaml
 
 from alignkit.contract.settings import ModelSpec
 from alignkit.kernels import backends, memory
-from alignkit.models.loading import dtype_of
+from alignkit.models.loading import dtype_of, machine
 from alignkit_plugins.backends import cpu, gpu, processor
 from alignkit_plugins.backends.cpu import Cpu
 from alignkit_plugins.backends.gpu import Gpu
@@ -106,3 +106,13 @@ def test_glibc_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     Cpu().start()
     assert kept == {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "7"}
     assert asked == [("mallopt", -1, 2**31 - 1), ("mallopt", -3, 2**31 - 1)]
+
+
+@pytest.mark.parametrize(("amd", "library"), [(True, " by oneDNN"), (False, "")])
+def test_a_record_names_the_library_that_rounds_otherwise(
+    monkeypatch: pytest.MonkeyPatch, amd: bool, library: str
+) -> None:
+    monkeypatch.setattr(processor, "uses_onednn", lambda: amd)
+    found = machine(ModelSpec(base="tiny", dtype="float32", device="cpu"))
+    level, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    assert found["made_on"] == f"float32 on {level}{library} with {threads} threads"

@@ -52,6 +52,10 @@ class Cpu(Fast):
     attention, copy = CpuAttention, products.PackedWeight
     product = staticmethod(products.product)
 
+    def __init__(self) -> None:
+        if processor.uses_onednn():
+            self.library = "oneDNN"
+
     def priority(self, device: torch.device, dtype: torch.dtype) -> int | None:
         """See `Backend.priority`."""
         if device.type != "cpu":
