@@ -49,9 +49,9 @@ class Backend:
     One that cannot do something raises an error, and never leaves it to another.
 
     label: its name, and the version of a plugin, for records. library: of its products, if it
-    chooses among several that round differently, and this is not the usual one. attention: is given a pack's spans,
-    and computes the attention of all of its layers. decoding: computes the attention of one new
-    token per slot, while responses are sampled.
+    chooses among several that round differently, and this is not the usual one. attention: is given
+    a pack's spans, and computes the attention of all of its layers. decoding: computes the attention
+    of one new token per slot, while responses are sampled.
     """
 
     label = "reference"
