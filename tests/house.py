@@ -45,10 +45,10 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 204_400
-  alignkit and plugins: 334_850
-  all Python but tests: 444_900
-  tests: 407_100
+  plugins: 204_500
+  alignkit and plugins: 335_000
+  all Python but tests: 445_000
+  tests: 407_300
   schema names: 345
   schema slots: 620
   other files, bytes: 152_850

@@ -76,7 +76,7 @@ class ModelSpec(Options):
         False,
         (
             "store only the input of each layer, and compute the layer again for its gradient: "
-            "less memory, about a third more time"
+            "less memory, a third to half more time"
         ),
     )
     chat_template: Annotated[str | None, in_recipe("template")] = Field(

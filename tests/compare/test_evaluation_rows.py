@@ -163,6 +163,11 @@ def test_a_base_model_that_compares_with_itself_is_chance() -> None:
         assert table(rows).rows == [[PAIRS, "chance", "70% [60, 80]"]]
 
 
+def test_likelier_tokens_are_no_better_answers() -> None:
+    rows = [replace(row, percent=True) for row in summary("next tokens right +")]
+    assert text(rows).endswith("Whether its answers are better, people or a judge can say.")
+
+
 def test_a_loss_where_the_better_one_is_shorter_is_not_one_of_all_pairs() -> None:
     rows = list[Row]()
     for metric, difference in ((PAIRS, UNCLEAR), (SHORTER_IS_BETTER, DOWN)):

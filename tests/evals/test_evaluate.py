@@ -31,7 +31,8 @@ from alignkit_plugins.compare.comparison import (
     units_of,
 )
 from alignkit_plugins.compare.rows import rows_in
-from alignkit_plugins.evals import measures
+from alignkit_plugins.compare.scores import Scale
+from alignkit_plugins.evals import examples, measures
 from alignkit_plugins.evals.judged import Preference
 from alignkit_plugins.evals.metrics import raters_of
 from tests.documented_keys import documented, paths
@@ -637,3 +638,10 @@ def test_probabilities_have_no_interval_beyond_0_and_1() -> None:
     )
     # Of wins alone the interval is Agresti and Coull's, see test_statistics.py
     assert Preference(None).mean([1.0] * 5, [None] * 5)["low"] == pytest.approx(0.510945, abs=1e-6)
+
+
+def test_an_interval_of_a_loss_ends_at_0() -> None:
+    values = [*[0.01] * 19, 4.0]
+    scale = examples.scale_of(examples.LOSS)
+    assert scale is not None and scale.mean(values, range(20))["low"] == 0.0
+    assert Scale(None).mean(values, range(20))["low"] < 0.0

@@ -222,6 +222,10 @@ ppo: {algorithm: ppo, prompts: *data, max_length: 1024, reward: length, rollout:
     assert cli.main(["check", str(path), *words]) == 0
     table = capfd.readouterr().out
     assert "decodes" in table and f" {ppo['work']['slots']} " in table.replace("\n", " ")
+    # 8.2 billion weights: forward, back, and forward again, where 24 GiB hold no layer's inside
+    assert "about 49.1 trillion operations" in " ".join(table.split())
+    assert cli.main(["check", str(path), "--gpu", "900", *words[2:]]) == 0
+    assert "about 32.8 trillion operations" in " ".join(capfd.readouterr().out.split())
     words[1] = "7"
     for line in FIRST.splitlines():
         override, first = line.split("; ")

@@ -154,7 +154,9 @@ def _measures(groups: Sequence[Group], evaluation: Mapping[str, Any]) -> dict[st
     ):
         if row.kind in ("metric", "reward"):
             own = {row.policy: row.trained_on}
-            scale = None if row.metric in examples.METRICS else scale_of(groups, row.metric)
+            scale = examples.scale_of(row.metric)
+            if row.metric not in examples.METRICS:
+                scale = scale_of(groups, row.metric)
             facts = row.kind, scale, row.lower, row.percent, row.tested
             if row.metric in found:
                 own = {**found[row.metric].trained_on, **own}

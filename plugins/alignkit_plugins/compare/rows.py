@@ -14,7 +14,7 @@ from alignkit.evaluation.statistics import CONFIDENCE, holm
 from alignkit_plugins.text.readable import bounds
 
 BASE_MODEL = "the base model"
-PAIRS = "pairs right"
+PAIRS, TOKENS = "pairs right", "next tokens right"
 COIN = 0.5  # what a judge says of equal policies; the share of pairs that a coin has right
 RATED = ("metric", "reward", "judge")  # kinds of what says how good a policy is
 ANSWERS = "answers"  # the kind of what describes the answers

@@ -20,6 +20,7 @@ from alignkit_plugins.compare.rows import (
     LENGTH,
     PAIRS,
     RATED,
+    TOKENS,
     TRUNCATED,
     Row,
     decides,
@@ -105,7 +106,7 @@ def _verdict(rows: Sequence[Row], policy: str) -> PolicyVerdict:
     else:
         tied = head.difference.get("low") == head.difference.get("high") == 0
         sentences.append(TIED if tied else MORE)
-    if first.metric == PAIRS:
+    if first.metric in (PAIRS, TOKENS):
         sentences.append(NO_ANSWERS)
     if head.metric == PAIRS and (length := _of_length(rows, policy)):
         sentences.append(length)

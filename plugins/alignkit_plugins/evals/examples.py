@@ -11,6 +11,7 @@ The unit is a conversation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -26,14 +27,14 @@ from alignkit.data.group import (
 from alignkit.evaluation import held_out
 from alignkit.evaluation.split import opening
 from alignkit_plugins.compare.comparison import UNIT
-from alignkit_plugins.compare.rows import PAIRS
-from alignkit_plugins.compare.scores import OUTCOME, Measure, Scores, scores_of
+from alignkit_plugins.compare.rows import PAIRS, TOKENS
+from alignkit_plugins.compare.scores import OUTCOME, Measure, Scale, Scores, scores_of
 from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER, SHORTER_IS_BETTER
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TOKENS, LOSS = "next tokens right", "next-token loss"
+LOSS = "next-token loss"
 METRICS = (PAIRS, LONGER_IS_BETTER, SHORTER_IS_BETTER, TOKENS, LOSS)
 
 # An example's sums by metric, with the number of its tokens or pairs
@@ -165,6 +166,13 @@ def _scores(sums: Sequence[Sums | None]) -> list[dict[str, float | None]]:
     return scores
 
 
+def scale_of(name: str) -> Scale | None:
+    """The scale of one of METRICS. The base model's scores of pairs are ties, which are no shares of
+    hits: shares have none.
+    """
+    return Scale(None, bounds=(0.0, math.inf)) if name == LOSS else None
+
+
 def scores(
     groups: Sequence[Group], policies: Sequence[str], trained_on: Mapping[str, bool | None]
 ) -> Scores:
@@ -175,10 +183,12 @@ def scores(
     measures = dict[str, Measure]()
     for name in METRICS:
         if name in there:
-            # The base model's scores of pairs are ties, which are no shares of hits: no scale for
-            # all.
             loss = name == LOSS
             measures[name] = Measure(
-                lower=loss, percent=not loss, tested=True, trained_on=trained_on
+                scale=scale_of(name),
+                lower=loss,
+                percent=not loss,
+                tested=True,
+                trained_on=trained_on,
             )
     return scores_of(groups, policies, measures)

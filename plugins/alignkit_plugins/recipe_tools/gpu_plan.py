@@ -131,7 +131,8 @@ def plan_card(recipe: Recipe, gib: float) -> tuple[list[StagePlan], list[str]]:
         if plan.peak > plan.room:
             notes.append(f"{plan.name} does not fit: lower first {card.first(plan)}")
     # Forward and back through all weights; adapters alone need no gradient of the base's
-    learned = (4 if spec.lora else 6) + 2 * spec.activation_checkpointing
+    again = any(plan.work.learned and card.recomputed(plan.work) for plan in plans)
+    learned = (4 if spec.lora else 6) + 2 * again
     rank = f"LoRA of rank {spec.lora.r}" if spec.lora else "all weights learn"
     size = card.parameters / 1e9
     notes.append(
