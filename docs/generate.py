@@ -350,8 +350,8 @@ def gains(rows: Sequence[Row]) -> str:
     """By the headline, what each policy gains over the baseline and how sure that is; where it is
     clearly worse; and whether it may lose more than a margin.
     """
-    lines, compared, margins = list[list[str]](), sum(one.p is not None for one in rows), [""]
-    for row in (rows[place] for place in deciding(rows).values()):
+    lines, margins, decisive = list[list[str]](), [""], deciding(rows).values()
+    for row in map(rows.__getitem__, decisive):
         own = [one for one in rows if one.policy == row.policy and one.tested]
         worse = "; ".join(one.metric + "\\*" * one.lower for one in own if one.clear == -1)
         limits = [one for one in own if one.margin]
@@ -360,7 +360,7 @@ def gains(rows: Sequence[Row]) -> str:
         lines.append([row.policy, texts[0], f"{row.difference['p']:.2g}", f"{row.p:.2g}", worse])
         lines[-1] += texts[1:]
         headline, baseline = row.metric, row.baseline
-    header = [f"against {baseline}", headline, "p alone", f"p among {compared} gains"]
+    header = [f"against {baseline}", headline, "p alone", f"p among {len(decisive)} methods"]
     return markdown([*header, "clearly worse", *margins], lines)
 
 
