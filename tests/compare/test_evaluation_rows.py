@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from alignkit.evaluation.statistics import paired_difference
 from alignkit_plugins.compare.rows import (
@@ -364,6 +365,19 @@ def test_a_composite_is_clear_only_where_its_interval_is(right: int, sign: int) 
     (row,) = (row for row in compare(scores, "sft") if row.difference and row.metric == "sum")
     found = row.difference
     assert (found["p"] < 0.05) == (found["low"] > 0 or found["high"] < 0)
+
+
+@pytest.mark.parametrize(("right", "count"), [(6, 7), (5, 5), (6, 6), (9, 10), (10, 13), (1, 9)])
+def test_a_share_is_clear_only_where_its_interval_is(right: int, count: int) -> None:
+    """Of pairs, of which the base model has half by chance."""
+    scores = Scores({PAIRS: Measure(percent=True)})
+    own = [1.0] * right + [0.0] * (count - right)
+    prompts = [(str(at), at) for at in range(count)]
+    scores.add(PAIRS, {"base": [0.5] * count, "align": own}, prompts)
+    (row,) = (row for row in compare(scores, "base") if row.difference)
+    found = row.difference
+    assert found["p"] >= 0.05 or found["low"] > 0 or found["high"] < 0
+    assert found["p"] > 0.4 * stats.binomtest(right, count).pvalue
 
 
 def test_a_composite_of_the_same_prompts_is_no_surer_than_a_metric_of_them() -> None:

@@ -161,11 +161,11 @@ ROWS = """
 base pairs right |  | 0.5 - - 12 |  |  | 0
 sft pairs right |  | 1 0.718 1 12 |  |  | 0
 dpo pairs right | sft | 0 0 0.282 12 | -1 -1 -0.718 12 0.0004883 | 0 | 0/12/0 0
-dpo pairs right | the base model | 0 0 0.282 12 | -0.5 -0.5 -0.218 12 0.0004883 |  | 0
+dpo pairs right | the base model | 0 0 0.282 12 | -0.5 -0.5 -0.218 12 0.0005103 |  | 0
 base pairs right, better is longer |  | 0.5 - - 12 |  |  | 0
 sft pairs right, better is longer |  | 1 0.718 1 12 |  |  | 0
 dpo pairs right, better is longer | sft | 0 0 0.282 12 | -1 -1 -0.718 12 0.0004883 | 0 | 0/12/0 0
-dpo pairs right, better is longer | the base model | 0 0 0.282 12 | -0.5 -0.5 -0.218 12 0.0004883 |  | 0
+dpo pairs right, better is longer | the base model | 0 0 0.282 12 | -0.5 -0.5 -0.218 12 0.0005103 |  | 0
 base next tokens right |  | 0 0 0.8325 1 |  |  | 0
 sft next tokens right |  | 0.5 - - 1 |  |  | 0
 dpo next tokens right | sft | 0.5 - - 1 | 0 - - 1 1 |  | 0/0/1 0

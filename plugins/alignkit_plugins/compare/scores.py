@@ -315,8 +315,7 @@ def _of_sum(found: Any, parts: Iterable[tuple[float, Mapping[str, Any]]]) -> Any
     distances (Zou and Donner 2008, "Construction of confidence limits about effect measures: a
     general approach", equation 6). Its own is wider where parts are of the same prompts.
 
-    Its p value is at least the one at which this interval would end at 0. parts: each with its
-    weight. One without an interval changes nothing.
+    parts: each with its weight. One without an interval changes nothing.
     """
     below, above = 0.0, 0.0
     for weight, part in parts:
@@ -328,12 +327,19 @@ def _of_sum(found: Any, parts: Iterable[tuple[float, Mapping[str, Any]]]) -> Any
     low, high = mean - math.sqrt(below), mean + math.sqrt(above)
     if found["low"] is not None:
         low, high = min(low, found["low"]), max(high, found["high"])
-    whole = {**found, "low": low, "high": high}
-    if "p" in found and low < mean < high:
-        distance = mean / (mean - low) if mean > 0 else mean / (mean - high)
-        end = NORMAL.inv_cdf((1 - statistics.CONFIDENCE) / 2)
-        whole["p"] = max(found["p"], 2 * NORMAL.cdf(end * distance))
-    return whole
+    return _no_surer({**found, "low": low, "high": high})
+
+
+def _no_surer(found: Any) -> Any:
+    """A difference whose p value is at least the one at which its interval would end at 0."""
+    mean, low, high = (found.get(end) for end in ("mean", "low", "high"))
+    if "p" not in found or None in (low, high):
+        return found
+    reach = mean - low if mean > 0 else high - mean
+    if not reach:
+        return found
+    end = NORMAL.inv_cdf((1 - statistics.CONFIDENCE) / 2)
+    return {**found, "p": max(found["p"], 2 * NORMAL.cdf(end * abs(mean) / reach))}
 
 
 def _scale_of_values(scores: Iterable[Score]) -> Scale:
@@ -364,7 +370,7 @@ def _against(
     if scale.levels is None and own.levels is not None and len(set(theirs)) == 1:
         # Such as 50% of pairs for a base model, which prefers neither: only the policy varies.
         apart = Scale((own.levels[0] - theirs[0], own.levels[1] - theirs[0]), own.samples)
-        difference = {**difference, **apart.mean(gaps, units)}
+        difference = _no_surer({**difference, **apart.mean(gaps, units)})
     equal_length: Any = None
     lengths, shorter = _column(us, "length"), _column(them, "length")
     # A metric finds words or answers, and no length fools it.
